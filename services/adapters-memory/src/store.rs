@@ -1,0 +1,247 @@
+//! The store in one process, for tests and simulation.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+use muster_domain::agent::Agent;
+use muster_domain::desired::Labels;
+use muster_domain::ids::{
+    AgentKey, Cell, Incarnation, InstanceUid, IntentRevision, Partition, Tenant, Timestamp,
+};
+use muster_domain::intent::{Intent, IntentChange};
+use muster_domain::report::ConfigMap;
+use muster_ports::EngineError;
+use muster_ports::log::Position;
+use muster_ports::store::{
+    AgentWrite, Commit, CommitError, FleetStore, FoldStore, IntentError, IntentStore, PartitionRow,
+    StoredAgent,
+};
+use uuid::Uuid;
+
+use crate::lock;
+
+/// A store that is lost with the process.
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    tables: Mutex<Tables>,
+}
+
+#[derive(Debug, Default)]
+struct Tables {
+    partitions: BTreeMap<(Cell, Partition), PartitionRow>,
+    agents: BTreeMap<AgentKey, Row>,
+    /// Agents of each partition.
+    members: BTreeMap<(Cell, Partition), BTreeSet<AgentKey>>,
+    labels: BTreeMap<AgentKey, Labels>,
+    intents: BTreeMap<Tenant, Intent>,
+}
+
+#[derive(Debug)]
+struct Row {
+    home: (Cell, Partition),
+    agent: Agent,
+    effective_config: Option<ConfigMap>,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Tables {
+    fn stored(&self, key: &AgentKey) -> Option<StoredAgent> {
+        let row = self.agents.get(key)?;
+        let labels = self.labels.get(key).cloned().unwrap_or_default();
+        Some(StoredAgent { agent: row.agent.clone(), labels })
+    }
+
+    /// Agents of a partition, in key order, after `after`.
+    fn members<'a>(
+        &'a self,
+        cell: &Cell,
+        partition: Partition,
+        after: Option<&AgentKey>,
+    ) -> impl Iterator<Item = StoredAgent> + 'a {
+        let from = after.cloned().map_or(Bound::Unbounded, Bound::Excluded);
+        let keys =
+            self.members.get(&(cell.clone(), partition)).map(|keys| keys.range((from, Bound::Unbounded)));
+        keys.into_iter().flatten().filter_map(|key| self.stored(key))
+    }
+
+    fn revision(&self, tenant: &Tenant) -> IntentRevision {
+        self.intents.get(tenant).map(|intent| intent.revision).unwrap_or_default()
+    }
+
+    fn write(&mut self, home: (Cell, Partition), write: AgentWrite) {
+        let AgentWrite { agent, session, state, effective_config } = write;
+        let key = agent.key.clone();
+        match self.agents.get_mut(&key) {
+            Some(row) => {
+                if session {
+                    row.agent.session = agent.session;
+                }
+                if state {
+                    row.agent.state = agent.state;
+                }
+                if effective_config.is_some() {
+                    row.effective_config = effective_config;
+                }
+                if row.home != home {
+                    let before = std::mem::replace(&mut row.home, home.clone());
+                    self.members.entry(before).or_default().remove(&key);
+                }
+            }
+            None => {
+                self.agents.insert(key.clone(), Row { home: home.clone(), agent, effective_config });
+            }
+        }
+        self.members.entry(home).or_default().insert(key);
+    }
+}
+
+#[async_trait]
+impl FoldStore for MemoryStore {
+    async fn partition(&self, cell: &Cell, partition: Partition) -> Result<PartitionRow, EngineError> {
+        let first = PartitionRow { epoch: 1, position: Position(0), message: None, generation: 0 };
+        Ok(*lock(&self.tables).partitions.entry((cell.clone(), partition)).or_insert(first))
+    }
+
+    async fn agents(&self, keys: &[AgentKey]) -> Result<Vec<StoredAgent>, EngineError> {
+        let tables = lock(&self.tables);
+        let keys: BTreeSet<&AgentKey> = keys.iter().collect();
+        Ok(keys.into_iter().filter_map(|key| tables.stored(key)).collect())
+    }
+
+    async fn partition_agents(
+        &self,
+        cell: &Cell,
+        partition: Partition,
+        after: Option<&AgentKey>,
+        limit: usize,
+    ) -> Result<Vec<StoredAgent>, EngineError> {
+        Ok(lock(&self.tables).members(cell, partition, after).take(limit).collect())
+    }
+
+    async fn orphans(
+        &self,
+        cell: &Cell,
+        partition: Partition,
+        live: &[Incarnation],
+        limit: usize,
+    ) -> Result<Vec<StoredAgent>, EngineError> {
+        let tables = lock(&self.tables);
+        let is_orphan = |stored: &StoredAgent| {
+            stored.agent.live_session().is_some_and(|session| !live.contains(&session.incarnation))
+        };
+        Ok(tables.members(cell, partition, None).filter(is_orphan).take(limit).collect())
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<PartitionRow, CommitError> {
+        let mut tables = lock(&self.tables);
+        let home = (commit.cell, commit.partition);
+        let generation = tables.partitions.get(&home).map(|row| row.generation);
+        if generation != Some(commit.generation) {
+            return Err(CommitError::RowMoved);
+        }
+        if let Some((tenant, _)) =
+            commit.decided_on.iter().find(|(tenant, revision)| tables.revision(tenant) != **revision)
+        {
+            return Err(CommitError::IntentMoved(tenant.clone()));
+        }
+        let (epoch, position, message) = commit.progress;
+        let row = PartitionRow { epoch, position, message, generation: commit.generation + 1 };
+        tables.partitions.insert(home.clone(), row);
+        for write in commit.agents {
+            tables.write(home.clone(), write);
+        }
+        Ok(row)
+    }
+}
+
+#[async_trait]
+impl IntentStore for MemoryStore {
+    async fn revisions(&self) -> Result<BTreeMap<Tenant, IntentRevision>, EngineError> {
+        let tables = lock(&self.tables);
+        Ok(tables.intents.iter().map(|(tenant, intent)| (tenant.clone(), intent.revision)).collect())
+    }
+
+    async fn intent(&self, tenant: &Tenant) -> Result<Intent, EngineError> {
+        Ok(lock(&self.tables).intents.get(tenant).cloned().unwrap_or_default())
+    }
+
+    async fn change(&self, tenant: &Tenant, change: &IntentChange) -> Result<IntentRevision, IntentError> {
+        let mut tables = lock(&self.tables);
+        let present = tables.revision(tenant);
+        if change.is_empty() {
+            return Ok(present);
+        }
+        if change.planned_on != present {
+            return Err(IntentError::Moved);
+        }
+        let intent = tables.intents.entry(tenant.clone()).or_default();
+        for revision in &change.templates {
+            intent.templates.entry(revision.name.clone()).or_default().push(revision.clone());
+        }
+        for assignment in &change.assignments {
+            intent.assignments.insert(assignment.name.clone(), assignment.clone());
+        }
+        intent.revision.0 += 1;
+        Ok(intent.revision)
+    }
+
+    async fn label(
+        &self,
+        key: &AgentKey,
+        changes: &BTreeMap<String, Option<String>>,
+        _now: Timestamp,
+    ) -> Result<Option<Labels>, EngineError> {
+        let mut tables = lock(&self.tables);
+        if !tables.agents.contains_key(key) {
+            return Ok(None);
+        }
+        let labels = tables.labels.entry(key.clone()).or_default();
+        let before = labels.clone();
+        for (name, value) in changes {
+            match value {
+                Some(value) => labels.insert(name.clone(), value.clone()),
+                None => labels.remove(name),
+            };
+        }
+        let after = labels.clone();
+        if after != before {
+            tables.intents.entry(key.tenant.clone()).or_default().revision.0 += 1;
+        }
+        Ok(Some(after))
+    }
+}
+
+#[async_trait]
+impl FleetStore for MemoryStore {
+    async fn agent(&self, key: &AgentKey) -> Result<Option<(StoredAgent, Option<ConfigMap>)>, EngineError> {
+        let tables = lock(&self.tables);
+        let config = tables.agents.get(key).and_then(|row| row.effective_config.clone());
+        Ok(tables.stored(key).map(|stored| (stored, config)))
+    }
+
+    async fn page(
+        &self,
+        tenant: &Tenant,
+        after: Option<InstanceUid>,
+        limit: usize,
+    ) -> Result<Vec<StoredAgent>, EngineError> {
+        let tables = lock(&self.tables);
+        let key = |uid| AgentKey { tenant: tenant.clone(), uid };
+        let from =
+            after.map_or(Bound::Included(key(InstanceUid(Uuid::nil()))), |uid| Bound::Excluded(key(uid)));
+        let to = Bound::Included(key(InstanceUid(Uuid::max())));
+        Ok(tables.agents.range((from, to)).take(limit).filter_map(|(key, _)| tables.stored(key)).collect())
+    }
+
+    async fn ping(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+}

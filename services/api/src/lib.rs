@@ -1,0 +1,165 @@
+//! The api role: REST for people and platform teams, on `/api/v1/`.
+//!
+//! It writes intent to the store and wakes control; it never talks to agents.
+
+mod agents;
+mod apply;
+mod assignments;
+mod configs;
+mod labels;
+mod problem;
+mod system;
+mod views;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use muster_domain::ids::{Cell, Tenant};
+use muster_ports::Clock;
+use muster_ports::bus::{Bus, Subject};
+use muster_ports::ownership::Ownership;
+use muster_ports::store::{FleetStore, IntentStore};
+use prometheus::Registry;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+use tracing::{debug, info, warn};
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+/// Largest request body, in bytes.
+pub const MAX_BODY: usize = 4 << 20;
+/// Longest time a request may take.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What an api is told once, at its start.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Region that is woken after a change.
+    pub cell: Cell,
+    /// Tenant of requests without a credential.
+    pub tenant: Tenant,
+}
+
+/// The engines that an api works on.
+#[derive(Clone)]
+pub struct Engines {
+    /// What operators want.
+    pub intent: Arc<dyn IntentStore>,
+    /// What is known of agents.
+    pub fleet: Arc<dyn FleetStore>,
+    /// When agents were heard last.
+    pub ownership: Arc<dyn Ownership>,
+    /// Wakes control.
+    pub bus: Arc<dyn Bus>,
+    /// The time.
+    pub clock: Clock,
+    /// The process's metrics, served at `/metrics`.
+    pub metrics: Registry,
+}
+
+/// What every request handler shares.
+struct Shared {
+    settings: Settings,
+    engines: Engines,
+}
+
+impl Shared {
+    /// Tells control that intent has changed. A lost wake-up costs time, never correctness.
+    async fn wake(&self) {
+        let subject = Subject::Wake(self.settings.cell.clone());
+        if let Err(error) = self.engines.bus.publish(&subject, Default::default()).await {
+            warn!(%error, "control was not woken; it looks by itself within seconds");
+        }
+    }
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Muster",
+        description = "Control plane for fleets of telemetry agents that speak OpAMP.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    tags(
+        (name = "agents", description = "The fleet: what agents report and what they should run."),
+        (name = "configuration", description = "Templates, assignments, and applying manifests."),
+        (name = "system", description = "Health of this process.")
+    )
+)]
+struct Documentation;
+
+/// All routes of the API.
+pub fn router(settings: Settings, engines: Engines) -> Router {
+    let shared = Arc::new(Shared { settings, engines });
+    let (router, document) = OpenApiRouter::with_openapi(Documentation::openapi())
+        .routes(routes!(agents::list))
+        .routes(routes!(agents::get))
+        .routes(routes!(labels::patch))
+        .routes(routes!(apply::apply))
+        .routes(routes!(configs::list))
+        .routes(routes!(configs::get))
+        .routes(routes!(assignments::list))
+        .routes(routes!(assignments::get))
+        .routes(routes!(system::health))
+        .routes(routes!(system::ready))
+        .routes(routes!(system::metrics))
+        .split_for_parts();
+    router
+        .route(
+            "/api/v1/openapi.json",
+            axum::routing::get(move || {
+                let document = document.clone();
+                async move { axum::Json(document) }
+            }),
+        )
+        .fallback(problem::not_found)
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .layer(middleware::from_fn(deadline))
+        .layer(CatchPanicLayer::custom(problem::panicked))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(shared)
+}
+
+/// Routes of the metrics port: `/metrics` alone.
+pub fn metrics_router(registry: Registry) -> Router {
+    Router::new().route(
+        "/metrics",
+        axum::routing::get(move || {
+            let registry = registry.clone();
+            async move { system::render(&registry) }
+        }),
+    )
+}
+
+/// Serves a router on a listener until `stop` is cancelled and open requests are answered.
+///
+/// # Errors
+/// If the listener fails.
+pub async fn serve(
+    name: &'static str,
+    router: Router,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    info!(address = %listener.local_addr()?, "{name} is serving");
+    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+/// Ends requests that take too long, and logs each.
+async fn deadline(request: Request, next: Next) -> Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let began = std::time::Instant::now();
+    let response = match tokio::time::timeout(DEADLINE, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => problem::timed_out(),
+    };
+    let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    debug!(event = "request", %method, path, status = response.status().as_u16(), duration_ms, "answered a request");
+    response
+}

@@ -1,0 +1,263 @@
+//! Agents as the API shows them.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use muster_domain::agent::{Agent, EndReason, Transport};
+use muster_domain::ids::Timestamp;
+use muster_domain::report::{Attributes, ConfigFile, ConfigMap, ConfigStatus, Description, Health};
+use muster_ports::ownership::Owned;
+use muster_ports::store::StoredAgent;
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use utoipa::ToSchema;
+
+/// An agent: what it reports, and what it should run.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct AgentView {
+    /// The agent's instance_uid, a lower-case hyphenated UUID.
+    instance_uid: String,
+    /// Whether a live session speaks for it.
+    connected: bool,
+    /// Whether it reports that it is healthy; null if it reports no health.
+    healthy: Option<bool>,
+    /// The agent's own word for its state.
+    status: String,
+    /// When any message of it came last (RFC 3339).
+    last_seen: String,
+    /// When its first message came (RFC 3339).
+    first_seen: String,
+    /// What it says of itself.
+    attributes: AttributesView,
+    /// What operators say of it.
+    labels: BTreeMap<String, String>,
+    /// Names of its capabilities.
+    capabilities: Vec<String>,
+    /// Sequence number of its last message.
+    sequence_num: u64,
+    /// The config that it should run, and how far it is.
+    remote_config: RemoteConfigView,
+    /// The config that it runs, by file name. Absent in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    effective_config: Option<BTreeMap<String, FileView>>,
+    /// Its health; null if it reports none.
+    health: Option<HealthView>,
+    /// Names of its custom capabilities.
+    custom_capabilities: Vec<String>,
+    /// Its session, or the last one.
+    session: Option<SessionView>,
+}
+
+/// Attributes by key, as plain JSON.
+#[derive(Debug, Default, Serialize, ToSchema)]
+pub(crate) struct AttributesView {
+    /// Those that identify the agent.
+    #[schema(value_type = Object)]
+    identifying: Attributes,
+    /// Those that describe it.
+    #[schema(value_type = Object)]
+    non_identifying: Attributes,
+}
+
+/// How far an agent is with its remote config.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct RemoteConfigView {
+    /// Hash of the config that it should run, hex; null if no assignment matches.
+    desired_hash: Option<String>,
+    /// Hash that it reports, hex.
+    reported_hash: Option<String>,
+    /// UNSET, APPLIED, APPLYING or FAILED. FAILED stays while the desired config is one that failed,
+    /// also when the agent went back to the one before.
+    status: ConfigStatusView,
+    /// What went wrong.
+    error_message: String,
+    /// Hash of the desired config if it is known to fail on this agent: it is not offered again.
+    failed_hash: Option<String>,
+    /// Why the agent gets no config although an assignment matches.
+    held: Option<String>,
+}
+
+/// Status of a remote config.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub(crate) enum ConfigStatusView {
+    /// Nothing was reported.
+    Unset,
+    /// In use.
+    Applied,
+    /// Being applied.
+    Applying,
+    /// Could not be applied.
+    Failed,
+}
+
+/// A file of a config.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct FileView {
+    /// Its text; base64 where `encoding` says so.
+    body: String,
+    /// Its MIME type; may be empty.
+    content_type: String,
+    /// `base64` for a body that is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encoding: Option<&'static str>,
+}
+
+/// Health of an agent or a part of it.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct HealthView {
+    /// Whether it works.
+    healthy: bool,
+    /// Its own word for its state.
+    status: String,
+    /// What went wrong last.
+    last_error: String,
+    /// When it started (RFC 3339).
+    start_time: Option<String>,
+    /// When the status was true (RFC 3339).
+    status_time: Option<String>,
+    /// Its attributes.
+    #[schema(value_type = Object)]
+    attributes: Attributes,
+    /// Health of its parts, by name.
+    #[schema(no_recursion)]
+    components: BTreeMap<String, HealthView>,
+}
+
+/// A session of an agent.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct SessionView {
+    /// Its id.
+    id: String,
+    /// The gateway that holds it.
+    gateway: String,
+    /// `websocket` or `http`.
+    transport: &'static str,
+    /// Peer address.
+    remote_addr: String,
+    /// When it began (RFC 3339).
+    started_at: String,
+    /// When it ended (RFC 3339).
+    ended_at: Option<String>,
+    /// Why it ended.
+    end_reason: Option<&'static str>,
+}
+
+/// A moment as RFC 3339, in UTC.
+pub(crate) fn rfc3339(at: Timestamp) -> String {
+    let moment = OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.0) * 1000);
+    moment.ok().and_then(|moment| moment.format(&Rfc3339).ok()).unwrap_or_default()
+}
+
+/// An agent as the API shows it. What ownership knows is newer than what is stored.
+pub(crate) fn agent(
+    stored: StoredAgent,
+    owned: Option<&Owned>,
+    effective_config: Option<ConfigMap>,
+) -> AgentView {
+    let StoredAgent { agent, labels } = stored;
+    let connected = agent.live_session().is_some();
+    let remote_config = remote_config(&agent);
+    let session = agent.session.as_ref();
+    let holds = |owned: &&Owned| {
+        owned.holder.as_ref().map(|holder| holder.session) == session.map(|session| session.id)
+    };
+    // Ownership learns a little late, and not at all of reports that followed a gap.
+    let is_newer = |owned: &&Owned| owned.seen > agent.state.last_report;
+    let settled = owned.filter(holds).filter(is_newer).and_then(|owned| owned.settled);
+    let seen = owned.map_or(agent.state.last_report, |owned| owned.seen.max(agent.state.last_report));
+    let session = session.map(session_view);
+    let state = agent.state;
+    let Description { identifying, non_identifying } = state.description.unwrap_or_default();
+    AgentView {
+        instance_uid: agent.key.uid.to_string(),
+        connected,
+        healthy: state.health.as_ref().map(|health| health.healthy),
+        status: state.health.as_ref().map(|health| health.status.clone()).unwrap_or_default(),
+        last_seen: rfc3339(seen),
+        first_seen: rfc3339(state.first_seen),
+        attributes: AttributesView { identifying, non_identifying },
+        labels,
+        capabilities: state.capabilities.names(),
+        sequence_num: settled.unwrap_or(state.sequence_num),
+        remote_config,
+        effective_config: effective_config.map(files),
+        health: state.health.map(health),
+        custom_capabilities: state.custom_capabilities,
+        session,
+    }
+}
+
+fn remote_config(agent: &Agent) -> RemoteConfigView {
+    let state = &agent.state;
+    let reported = &state.remote_config;
+    let (status, error_message) = match &state.failed {
+        Some(failed) => (ConfigStatusView::Failed, failed.error_message.clone()),
+        None => {
+            let status = match reported.status {
+                ConfigStatus::Unset => ConfigStatusView::Unset,
+                ConfigStatus::Applied => ConfigStatusView::Applied,
+                ConfigStatus::Applying => ConfigStatusView::Applying,
+                ConfigStatus::Failed => ConfigStatusView::Failed,
+            };
+            (status, reported.error_message.clone())
+        }
+    };
+    RemoteConfigView {
+        desired_hash: state.desired.as_ref().map(ToString::to_string),
+        reported_hash: reported.hash.as_ref().map(ToString::to_string),
+        status,
+        error_message,
+        failed_hash: state.failed.as_ref().map(|failed| failed.hash.to_string()),
+        held: state.held.clone(),
+    }
+}
+
+fn session_view(session: &muster_domain::agent::Session) -> SessionView {
+    SessionView {
+        id: session.id.to_string(),
+        gateway: session.gateway.to_string(),
+        transport: match session.transport {
+            Transport::WebSocket => "websocket",
+            Transport::Http => "http",
+        },
+        remote_addr: session.remote_addr.clone(),
+        started_at: rfc3339(session.started_at),
+        ended_at: session.ended.map(|(at, _)| rfc3339(at)),
+        end_reason: session.ended.map(|(_, reason)| match reason {
+            EndReason::AgentDisconnect => "agent_disconnect",
+            EndReason::ConnectionLost => "connection_lost",
+            EndReason::GatewayStopped => "gateway_stopped",
+            EndReason::GatewayLost => "gateway_lost",
+            EndReason::Superseded => "superseded",
+            EndReason::Silent => "silent",
+            EndReason::ProtocolError => "protocol_error",
+        }),
+    }
+}
+
+fn health(health: Health) -> HealthView {
+    HealthView {
+        healthy: health.healthy,
+        status: health.status,
+        last_error: health.last_error,
+        start_time: health.start_time.map(rfc3339),
+        status_time: health.status_time.map(rfc3339),
+        attributes: health.attributes,
+        components: health.components.into_iter().map(|(name, part)| (name, self::health(part))).collect(),
+    }
+}
+
+fn files(map: ConfigMap) -> BTreeMap<String, FileView> {
+    let view = |file: ConfigFile| match String::from_utf8(file.body) {
+        Ok(body) => FileView { body, content_type: file.content_type, encoding: None },
+        Err(error) => FileView {
+            body: STANDARD.encode(error.as_bytes()),
+            content_type: file.content_type,
+            encoding: Some("base64"),
+        },
+    };
+    map.into_iter().map(|(name, file)| (name, view(file))).collect()
+}

@@ -1,0 +1,197 @@
+//! From the log's bytes to the domain's words: envelopes, reports, attribute values.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use muster_domain::agent::{EndReason, Entry, Transport};
+use muster_domain::capabilities::AgentCapabilities;
+use muster_domain::ids::{AgentKey, Claim, ConfigHash, InstanceUid, Timestamp};
+use muster_domain::report::{
+    Attributes, ConfigFile, ConfigMap, ConfigStatus, Description, Health, RemoteConfigStatus, Report,
+};
+use muster_proto::Message;
+use muster_proto::bus::{self, Envelope};
+use muster_proto::opamp::any_value::Value as Any;
+use muster_proto::opamp::{self, AgentToServer, AnyValue, KeyValue, RemoteConfigStatuses};
+use serde_json::Value;
+
+/// Why an entry of the log cannot be folded.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unusable {
+    #[error("it is not an envelope")]
+    Envelope(#[source] muster_proto::DecodeError),
+    #[error("its report is not an AgentToServer")]
+    Report(#[source] muster_proto::DecodeError),
+    #[error(transparent)]
+    Id(#[from] muster_domain::ids::InvalidId),
+}
+
+/// Reads one entry of the log.
+pub(crate) fn envelope(payload: Bytes) -> Result<(AgentKey, Entry), Unusable> {
+    let envelope = Envelope::decode(payload).map_err(Unusable::Envelope)?;
+    let key = AgentKey {
+        tenant: envelope.tenant.parse()?,
+        uid: InstanceUid::try_from(envelope.instance_uid.as_ref())?,
+    };
+    let started = envelope.started.as_ref().map(|started| {
+        let transport = match started.transport() {
+            bus::Transport::Http => Transport::Http,
+            bus::Transport::Websocket | bus::Transport::Unspecified => Transport::WebSocket,
+        };
+        (transport, text(started.remote_addr.clone()))
+    });
+    let report = match envelope.agent_to_server {
+        Some(bytes) => Some(report(AgentToServer::decode(bytes).map_err(Unusable::Report)?)),
+        None => None,
+    };
+    let entry = Entry {
+        session: envelope.session_id.as_ref().try_into()?,
+        claim: Claim(envelope.claim),
+        gateway: envelope.gateway.parse()?,
+        incarnation: envelope.incarnation.as_ref().try_into()?,
+        received_at: Timestamp(envelope.received_at_us),
+        sequence_num: envelope.sequence_num,
+        started,
+        report,
+        ended: envelope.ended.map(|ended| end_reason(ended.reason())),
+    };
+    Ok((key, entry))
+}
+
+fn end_reason(reason: bus::EndReason) -> EndReason {
+    match reason {
+        bus::EndReason::AgentDisconnect => EndReason::AgentDisconnect,
+        bus::EndReason::GatewayStopped => EndReason::GatewayStopped,
+        bus::EndReason::Superseded => EndReason::Superseded,
+        bus::EndReason::Silent => EndReason::Silent,
+        bus::EndReason::ProtocolError => EndReason::ProtocolError,
+        bus::EndReason::ConnectionLost | bus::EndReason::Unspecified => EndReason::ConnectionLost,
+    }
+}
+
+/// What an AgentToServer reports.
+pub(crate) fn report(message: AgentToServer) -> Report {
+    Report {
+        description: message.agent_description.map(|description| Description {
+            identifying: attributes(description.identifying_attributes),
+            non_identifying: attributes(description.non_identifying_attributes),
+        }),
+        capabilities: AgentCapabilities(message.capabilities),
+        health: message.health.map(health),
+        effective_config: message
+            .effective_config
+            .map(|effective| effective.config_map.map(|map| config_map(map.config_map)).unwrap_or_default()),
+        remote_config: message.remote_config_status.map(|status| RemoteConfigStatus {
+            hash: ConfigHash::new(&status.last_remote_config_hash),
+            status: match status.status() {
+                RemoteConfigStatuses::Unset => ConfigStatus::Unset,
+                RemoteConfigStatuses::Applied => ConfigStatus::Applied,
+                RemoteConfigStatuses::Applying => ConfigStatus::Applying,
+                RemoteConfigStatuses::Failed => ConfigStatus::Failed,
+            },
+            error_message: text(status.error_message),
+        }),
+        custom_capabilities: message
+            .custom_capabilities
+            .map(|custom| custom.capabilities.into_iter().map(text).collect()),
+    }
+}
+
+/// Text as every store can hold it: NUL becomes U+FFFD.
+fn text(text: String) -> String {
+    if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
+}
+
+fn health(health: opamp::ComponentHealth) -> Health {
+    let time = |nanoseconds: u64| (nanoseconds != 0).then_some(Timestamp(nanoseconds / 1000));
+    Health {
+        healthy: health.healthy,
+        status: text(health.status),
+        last_error: text(health.last_error),
+        start_time: time(health.start_time_unix_nano),
+        status_time: time(health.status_time_unix_nano),
+        attributes: attributes(health.attributes),
+        components: health
+            .component_health_map
+            .into_iter()
+            .map(|(name, component)| (text(name), self::health(component)))
+            .collect(),
+    }
+}
+
+fn config_map(files: impl IntoIterator<Item = (String, opamp::AgentConfigFile)>) -> ConfigMap {
+    let file = |file: opamp::AgentConfigFile| ConfigFile {
+        content_type: text(file.content_type),
+        body: file.body.to_vec(),
+    };
+    files.into_iter().map(|(name, content)| (text(name), file(content))).collect()
+}
+
+fn attributes(pairs: Vec<KeyValue>) -> Attributes {
+    pairs.into_iter().map(|pair| (text(pair.key), pair.value.map_or(Value::Null, any_value))).collect()
+}
+
+fn any_value(value: AnyValue) -> Value {
+    match value.value {
+        None => Value::Null,
+        Some(Any::StringValue(string)) => Value::String(text(string)),
+        Some(Any::BoolValue(flag)) => Value::Bool(flag),
+        Some(Any::IntValue(number)) => Value::from(number),
+        Some(Any::DoubleValue(number)) => {
+            serde_json::Number::from_f64(number).map_or_else(|| number.to_string().into(), Value::Number)
+        }
+        Some(Any::BytesValue(bytes)) => Value::String(STANDARD.encode(bytes)),
+        Some(Any::ArrayValue(array)) => array.values.into_iter().map(any_value).collect(),
+        Some(Any::KvlistValue(list)) => attributes(list.values).into_iter().collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_proto::opamp::{AgentDescription, ArrayValue, KeyValueList};
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_kind_of_value_becomes_json() {
+        let pair = |key: &str, value| KeyValue { key: key.to_owned(), value: Some(AnyValue { value }) };
+        let inner = AnyValue { value: Some(Any::IntValue(1)) };
+        let description = AgentDescription {
+            identifying_attributes: vec![
+                pair("s", Some(Any::StringValue("a\0b".to_owned()))),
+                pair("b", Some(Any::BoolValue(true))),
+                pair("i", Some(Any::IntValue(-7))),
+                pair("d", Some(Any::DoubleValue(0.5))),
+                pair("nan", Some(Any::DoubleValue(f64::NAN))),
+                pair("x", Some(Any::BytesValue(vec![0, 255].into()))),
+                pair("a", Some(Any::ArrayValue(ArrayValue { values: vec![inner.clone()] }))),
+                pair(
+                    "m",
+                    Some(Any::KvlistValue(KeyValueList {
+                        values: vec![KeyValue { key: "k".to_owned(), value: Some(inner) }],
+                    })),
+                ),
+                pair("n", None),
+            ],
+            ..AgentDescription::default()
+        };
+        let message = AgentToServer { agent_description: Some(description), ..AgentToServer::default() };
+        let identifying = report(message).description.unwrap().identifying;
+        assert_eq!(
+            json!(identifying),
+            json!({
+                "s": "a\u{fffd}b", "b": true, "i": -7, "d": 0.5, "nan": "NaN", "x": "AP8=",
+                "a": [1], "m": {"k": 1}, "n": null,
+            })
+        );
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_read_says_why() {
+        assert!(matches!(envelope(Bytes::from_static(&[0xff])), Err(Unusable::Envelope(_))));
+        let empty = Envelope { tenant: "default".to_owned(), ..Envelope::default() };
+        let error = envelope(empty.encode_to_vec().into()).unwrap_err();
+        assert_eq!(error.to_string(), "instance_uid must be 16 bytes, this one has 0");
+    }
+}

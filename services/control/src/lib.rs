@@ -1,0 +1,107 @@
+//! The control role: folds reports into agent state, decides what each agent should run, and sends
+//! offers to the gateway that holds it.
+
+mod decode;
+mod intents;
+mod metrics;
+mod offers;
+mod requests;
+mod worker;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use muster_domain::ids::{Cell, Partition};
+use muster_ports::bus::{Bus, Subject};
+use muster_ports::kv::KeyValue;
+use muster_ports::log::Log;
+use muster_ports::store::{FoldStore, IntentStore};
+use muster_ports::{Clock, EngineError};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::info;
+
+pub use crate::metrics::Metrics;
+
+/// What a control is told once, at its start.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Region of the control.
+    pub cell: Cell,
+    /// Most log entries folded in one transaction.
+    pub max_batch: usize,
+    /// How often every partition looks for sessions of gateways that are gone.
+    pub sweep_every: Duration,
+    /// How long after its start a session is not taken for one of a lost gateway.
+    pub orphan_grace: Duration,
+    /// How often intent is looked at without a wake-up.
+    pub poll_every: Duration,
+}
+
+impl Settings {
+    /// The settings of a control with all defaults.
+    pub fn new(cell: Cell) -> Self {
+        Self {
+            cell,
+            max_batch: 256,
+            sweep_every: Duration::from_secs(10),
+            orphan_grace: Duration::from_secs(10),
+            poll_every: Duration::from_secs(5),
+        }
+    }
+}
+
+/// The engines that a control works on.
+#[derive(Clone)]
+pub struct Engines {
+    /// Where reports come from.
+    pub log: Arc<dyn Log>,
+    /// Deliveries, requests, wake-ups.
+    pub bus: Arc<dyn Bus>,
+    /// Gateway leases.
+    pub kv: Arc<dyn KeyValue>,
+    /// State of agents.
+    pub fold: Arc<dyn FoldStore>,
+    /// What operators want.
+    pub intent: Arc<dyn IntentStore>,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// What every task of a control shares.
+struct Shared {
+    settings: Settings,
+    engines: Engines,
+    metrics: Metrics,
+    intents: intents::Intents,
+}
+
+/// Works until `stop` is cancelled, then finishes what is begun and returns.
+///
+/// # Errors
+/// If the bus cannot be set up at the start.
+pub async fn run(
+    settings: Settings,
+    engines: Engines,
+    metrics: Metrics,
+    stop: CancellationToken,
+) -> Result<(), EngineError> {
+    let cell = settings.cell.clone();
+    let shared = Arc::new(Shared { settings, engines, metrics, intents: intents::Intents::default() });
+    let wake = shared.engines.bus.subscribe(&Subject::Wake(cell.clone())).await?;
+    let requests = shared.engines.bus.subscribe(&Subject::Control(cell.clone())).await?;
+    shared.intents.refresh(&shared).await?;
+
+    let (changed, _) = watch::channel(());
+    let tasks = TaskTracker::new();
+    for partition in Partition::all() {
+        tasks.spawn(worker::run(Arc::clone(&shared), partition, changed.subscribe(), stop.clone()));
+    }
+    tasks.spawn(intents::watch(Arc::clone(&shared), wake, changed, stop.clone()));
+    tasks.spawn(requests::serve(Arc::clone(&shared), requests, stop.clone()));
+    info!(%cell, partitions = muster_domain::ids::PARTITIONS, "control is folding reports");
+    tasks.close();
+    tasks.wait().await;
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! What a control counts.
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry};
+
+/// A control's metrics, under the names that operators' dashboards use.
+#[derive(Clone)]
+pub struct Metrics {
+    pub(crate) config_updates: IntCounterVec,
+    pub(crate) config_update_duration: Histogram,
+    pub(crate) health_check_failures: IntCounter,
+    pub(crate) folded: IntCounter,
+    pub(crate) quarantined: IntCounter,
+    pub(crate) commits: IntCounterVec,
+    pub(crate) fold_time: Histogram,
+    pub(crate) offers: IntCounter,
+}
+
+impl Metrics {
+    /// Registers the metrics.
+    ///
+    /// # Errors
+    /// If a name is taken.
+    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let counter = |name: &str, help: &str| -> prometheus::Result<IntCounter> {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok(counter)
+        };
+        let family = |name: &str, help: &str, label: &str| -> prometheus::Result<IntCounterVec> {
+            let family = IntCounterVec::new(Opts::new(name, help), &[label])?;
+            registry.register(Box::new(family.clone()))?;
+            Ok(family)
+        };
+        let histogram = |name: &str, help: &str, buckets: &[f64]| -> prometheus::Result<Histogram> {
+            let histogram = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
+            registry.register(Box::new(histogram.clone()))?;
+            Ok(histogram)
+        };
+        let config_updates = family(
+            "opamp_server_config_updates_total",
+            "Remote configs that agents reported as applied (success) or failed (failure).",
+            "status",
+        )?;
+        for status in ["success", "failure"] {
+            config_updates.with_label_values(&[status]);
+        }
+        Ok(Self {
+            config_updates,
+            config_update_duration: histogram(
+                "opamp_server_config_update_duration_seconds",
+                "From the first offer of a remote config to the agent's report that it is applied.",
+                &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0],
+            )?,
+            health_check_failures: counter(
+                "opamp_server_health_check_failures_total",
+                "Reports by which an agent turned unhealthy.",
+            )?,
+            folded: counter("muster_control_folded_entries_total", "Log entries folded into agent state.")?,
+            quarantined: counter(
+                "muster_control_quarantined_entries_total",
+                "Log entries that could not be understood and were passed over.",
+            )?,
+            commits: family(
+                "muster_control_commits_total",
+                "Transactions of partition workers, by result.",
+                "result",
+            )?,
+            fold_time: histogram(
+                "muster_control_fold_seconds",
+                "Time to fold one batch of log entries, with its transaction.",
+                &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0],
+            )?,
+            offers: counter("muster_control_offers_total", "Remote config offers handed to gateways.")?,
+        })
+    }
+}

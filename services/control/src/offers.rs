@@ -1,0 +1,106 @@
+//! Turns committed offers into deliveries: one for all sessions of a gateway that get the same
+//! compiled bodies.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use muster_domain::desired::{DesiredConfig, DesiredFile};
+use muster_domain::ids::{AgentKey, ConfigHash, Digest, GatewayId, IntentRevision, SessionId, Tenant};
+use muster_ports::bus::Subject;
+use muster_proto::Message;
+use muster_proto::bus::delivery::Action;
+use muster_proto::bus::{
+    CloseSessions, Delivery, EndReason, OfferTarget, OfferedFile, RemoteConfigOffer, SessionRef, SlotValues,
+};
+use tracing::warn;
+
+use crate::Shared;
+
+/// Most sessions in one delivery.
+const MAX_TARGETS: usize = 500;
+
+/// An offer that was committed.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    /// The agent.
+    pub(crate) key: AgentKey,
+    /// Its session.
+    pub(crate) session: SessionId,
+    /// The gateway that holds the session.
+    pub(crate) gateway: GatewayId,
+    /// What it is offered.
+    pub(crate) config: DesiredConfig,
+    /// The intent that this rests on.
+    pub(crate) revision: IntentRevision,
+}
+
+/// What all targets of a delivery have in common.
+type Group = (Tenant, GatewayId, IntentRevision, Vec<(String, String, Digest)>);
+
+/// Sends offers. One that is lost is sent again when its retry is due.
+pub(crate) async fn send(shared: &Shared, outgoing: Vec<Outgoing>) {
+    let mut groups: BTreeMap<Group, Vec<(AgentKey, SessionId, ConfigHash, Vec<DesiredFile>)>> =
+        BTreeMap::new();
+    for offer in outgoing {
+        let name = |file: &DesiredFile| (file.name.clone(), file.content_type.clone(), file.digest);
+        let files = offer.config.files.iter().map(name).collect();
+        let group = (offer.key.tenant.clone(), offer.gateway, offer.revision, files);
+        groups.entry(group).or_default().push((
+            offer.key,
+            offer.session,
+            offer.config.hash,
+            offer.config.files,
+        ));
+    }
+    for ((tenant, gateway, revision, files), targets) in groups {
+        for chunk in targets.chunks(MAX_TARGETS) {
+            let offer = RemoteConfigOffer {
+                intent_revision: revision.0,
+                files: files
+                    .iter()
+                    .map(|(name, content_type, digest)| OfferedFile {
+                        name: name.clone(),
+                        content_type: content_type.clone(),
+                        body_digest: bytes(&digest.0),
+                    })
+                    .collect(),
+                targets: chunk
+                    .iter()
+                    .map(|(key, session, hash, files)| OfferTarget {
+                        instance_uid: bytes(key.uid.as_bytes()),
+                        session_id: bytes(session.as_bytes()),
+                        config_hash: bytes(hash.as_bytes()),
+                        slots: files.iter().map(|file| SlotValues { values: file.slots.clone() }).collect(),
+                    })
+                    .collect(),
+            };
+            deliver(shared, &tenant, &gateway, Action::RemoteConfig(offer)).await;
+            shared.metrics.offers.inc_by(chunk.len() as u64);
+        }
+    }
+}
+
+/// Tells a gateway to close a session that another one took over from.
+pub(crate) async fn close(shared: &Shared, key: &AgentKey, session: SessionId, gateway: &GatewayId) {
+    let session =
+        SessionRef { instance_uid: bytes(key.uid.as_bytes()), session_id: bytes(session.as_bytes()) };
+    let close = CloseSessions { sessions: vec![session], reason: EndReason::Superseded.into() };
+    deliver(shared, &key.tenant, gateway, Action::CloseSessions(close)).await;
+}
+
+async fn deliver(shared: &Shared, tenant: &Tenant, gateway: &GatewayId, action: Action) {
+    let delivery = Delivery {
+        cell: shared.settings.cell.to_string(),
+        tenant: tenant.to_string(),
+        traceparent: String::new(),
+        action: Some(action),
+    };
+    let subject = Subject::Deliveries(shared.settings.cell.clone(), gateway.clone());
+    if let Err(error) = shared.engines.bus.publish(&subject, delivery.encode_to_vec().into()).await {
+        warn!(%tenant, %gateway, %error, "a delivery was not sent; it is sent again when its retry is due");
+    }
+}
+
+fn bytes(bytes: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(bytes)
+}

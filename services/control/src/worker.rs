@@ -1,0 +1,386 @@
+//! One partition's worker: folds its log, keeps its agents' desired state, sends their offers.
+//!
+//! Every transaction first moves the partition row by compare-and-swap. When it did not move, another
+//! worker was there: what this one remembers is dropped, and it begins again from the row. So order,
+//! redelivery, two workers at once, and a crash between write and acknowledgement are one case.
+
+mod batch;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use muster_domain::ids::{AgentKey, IntentRevision, Partition, Tenant, Timestamp};
+use muster_ports::EngineError;
+use muster_ports::log::{LogEntry, Position};
+use muster_ports::store::{Commit, CommitError, PartitionRow, StoredAgent};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::worker::batch::Batch;
+use crate::{Shared, decode, intents::Planners, offers};
+
+/// Agents remembered between batches.
+const CACHE: usize = 1024;
+/// Agents looked at in one transaction of a sweep.
+const PAGE: usize = 500;
+/// Folded batches between two purges of the log.
+const PURGE_EVERY: u32 = 64;
+/// First and longest wait before a worker that failed begins again.
+const RESTART: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// A worker that stops folds what comes within this time after the entry before.
+const LAST_WORDS: Duration = Duration::from_millis(50);
+
+/// Why a worker has to begin again from the partition row.
+#[derive(Debug, thiserror::Error)]
+enum Restart {
+    #[error("another worker moved the partition row")]
+    RowMoved,
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+struct Worker<'a> {
+    shared: &'a Shared,
+    partition: Partition,
+    row: PartitionRow,
+    /// Agents as they are stored, with labels as of `cached_at`.
+    cache: BTreeMap<AgentKey, StoredAgent>,
+    cached_at: BTreeMap<Tenant, IntentRevision>,
+    /// Revision of each tenant's intent that all agents of the partition were decided on.
+    looked_at: BTreeMap<Tenant, IntentRevision>,
+    /// Agents whose offer is repeated at that time unless they report.
+    due: BTreeSet<(Timestamp, AgentKey)>,
+    due_at: BTreeMap<AgentKey, Timestamp>,
+}
+
+/// Works on a partition until `stop`.
+pub(crate) async fn run(
+    shared: Arc<Shared>,
+    partition: Partition,
+    mut changed: watch::Receiver<()>,
+    stop: CancellationToken,
+) {
+    let mut wait = RESTART.0;
+    while !stop.is_cancelled() {
+        let began = Instant::now();
+        let Err(restart) = work(&shared, partition, &mut changed, &stop).await else { return };
+        if began.elapsed() > RESTART.1 {
+            wait = RESTART.0;
+        }
+        warn!(%partition, error = %restart, wait_ms = wait.as_millis(), "a partition's worker begins again");
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = stop.cancelled() => return,
+        }
+        wait = (wait * 2).min(RESTART.1);
+    }
+}
+
+async fn work(
+    shared: &Shared,
+    partition: Partition,
+    changed: &mut watch::Receiver<()>,
+    stop: &CancellationToken,
+) -> Result<(), Restart> {
+    let row = shared.engines.fold.partition(&shared.settings.cell, partition).await?;
+    let mut worker = Worker {
+        shared,
+        partition,
+        row,
+        cache: BTreeMap::new(),
+        cached_at: BTreeMap::new(),
+        looked_at: BTreeMap::new(),
+        due: BTreeSet::new(),
+        due_at: BTreeMap::new(),
+    };
+    worker.verify_epoch().await?;
+    let mut reader = shared.engines.log.read(partition, worker.row.position).await?;
+    changed.mark_unchanged();
+    worker.look_at_all(&shared.intents.planners(), true).await?;
+
+    let mut sweep = tokio::time::interval(shared.settings.sweep_every);
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut folds = 0_u32;
+    loop {
+        let due = worker.next_due();
+        tokio::select! {
+            entries = reader.next(shared.settings.max_batch) => {
+                worker.fold(entries?).await?;
+                folds = folds.wrapping_add(1);
+                if folds.is_multiple_of(PURGE_EVERY) {
+                    shared.engines.log.purge(partition, worker.row.position).await?;
+                }
+            }
+            Ok(()) = changed.changed() => worker.look_at_all(&shared.intents.planners(), false).await?,
+            () = tokio::time::sleep(due) => worker.repeat_offers().await?,
+            _ = sweep.tick() => worker.end_orphans().await?,
+            () = stop.cancelled() => break,
+        }
+    }
+    // What gateways said last, such as the ends of their sessions, is still there to be folded.
+    while let Ok(entries) = tokio::time::timeout(LAST_WORDS, reader.next(shared.settings.max_batch)).await {
+        worker.fold(entries?).await?;
+    }
+    Ok(())
+}
+
+impl Worker<'_> {
+    fn now(&self) -> Timestamp {
+        (self.shared.engines.clock)()
+    }
+
+    /// Makes sure that the log is the one that the row's position is of; otherwise opens an epoch.
+    async fn verify_epoch(&mut self) -> Result<(), Restart> {
+        let row = self.row;
+        if row.position == Position::default() {
+            return Ok(());
+        }
+        let found = self.shared.engines.log.id_at(self.partition, row.position).await?;
+        if found.is_some() && found == row.message {
+            return Ok(());
+        }
+        debug!(partition = %self.partition, epoch = row.epoch + 1, position = row.position.0, "the log is not the one that was folded before: a new epoch begins");
+        let commit = self.commit((row.epoch + 1, Position::default(), None), BTreeMap::new(), Vec::new());
+        self.row = self.write(commit).await.map_err(|error| match error {
+            CommitError::Engine(error) => Restart::Engine(error),
+            CommitError::RowMoved | CommitError::IntentMoved(_) => Restart::RowMoved,
+        })?;
+        Ok(())
+    }
+
+    fn commit(
+        &self,
+        progress: (u64, Position, Option<muster_domain::ids::MessageId>),
+        decided_on: BTreeMap<Tenant, IntentRevision>,
+        agents: Vec<muster_ports::store::AgentWrite>,
+    ) -> Commit {
+        Commit {
+            cell: self.shared.settings.cell.clone(),
+            partition: self.partition,
+            generation: self.row.generation,
+            progress,
+            decided_on,
+            agents,
+        }
+    }
+
+    async fn write(&self, commit: Commit) -> Result<PartitionRow, CommitError> {
+        let result = self.shared.engines.fold.commit(commit).await;
+        let label = match &result {
+            Ok(_) => "committed",
+            Err(CommitError::RowMoved) => "row_moved",
+            Err(CommitError::IntentMoved(_)) => "intent_moved",
+            Err(CommitError::Engine(_)) => "failed",
+        };
+        self.shared.metrics.commits.with_label_values(&[label]).inc();
+        result
+    }
+
+    /// Folds entries, decides for the agents that they touch, writes all of it at once.
+    async fn fold(&mut self, entries: Vec<LogEntry>) -> Result<(), Restart> {
+        let Some(last) = entries.last() else { return Ok(()) };
+        let progress = (self.row.epoch, last.position, Some(last.id));
+        let count = entries.len() as u64;
+        let timer = self.shared.metrics.fold_time.start_timer();
+        let mut decoded = Vec::with_capacity(entries.len());
+        for entry in entries {
+            match decode::envelope(entry.payload) {
+                Ok(pair) => decoded.push(pair),
+                Err(error) => {
+                    self.shared.metrics.quarantined.inc();
+                    error!(partition = %self.partition, position = entry.position.0, error = &error as &dyn std::error::Error, "an entry of the log cannot be understood and is passed over");
+                }
+            }
+        }
+        loop {
+            let keys: BTreeSet<_> = decoded.iter().map(|(key, _)| key.clone()).collect();
+            let planners = self.shared.intents.planners();
+            let mut batch = Batch::new(self.now(), planners);
+            self.remember(&batch, &keys).await?;
+            for (key, entry) in &decoded {
+                batch.fold(key, self.cache.get(key), entry.clone());
+            }
+            if self.finish(batch, progress).await? {
+                break;
+            }
+        }
+        self.shared.metrics.folded.inc_by(count);
+        timer.observe_duration();
+        Ok(())
+    }
+
+    /// Loads these agents unless they are remembered. What is remembered of a tenant whose intent
+    /// has moved is forgotten: labels are part of intent.
+    async fn remember(&mut self, batch: &Batch, keys: &BTreeSet<AgentKey>) -> Result<(), Restart> {
+        if self.cache.len() > CACHE {
+            self.cache.clear();
+        }
+        for tenant in keys.iter().map(|key| &key.tenant).collect::<BTreeSet<_>>() {
+            let revision = batch.revision(tenant);
+            if self.cached_at.insert(tenant.clone(), revision) != Some(revision) {
+                self.cache.retain(|key, _| key.tenant != *tenant);
+            }
+        }
+        let missing: Vec<_> = keys.iter().filter(|key| !self.cache.contains_key(*key)).cloned().collect();
+        if !missing.is_empty() {
+            let stored = self.shared.engines.fold.agents(&missing).await?;
+            self.cache.extend(stored.into_iter().map(|stored| (stored.agent.key.clone(), stored)));
+        }
+        Ok(())
+    }
+
+    /// Decides, writes, and does what follows. `false`: the intent has moved, decide again.
+    async fn finish(
+        &mut self,
+        batch: Batch,
+        progress: (u64, Position, Option<muster_domain::ids::MessageId>),
+    ) -> Result<bool, Restart> {
+        let decided = batch.decide();
+        if decided.writes.is_empty() && progress.1 == self.row.position {
+            self.schedule(&decided.waiting);
+            return Ok(true);
+        }
+        let commit = self.commit(progress, decided.decided_on, decided.writes);
+        match self.write(commit).await {
+            Ok(row) => self.row = row,
+            Err(CommitError::IntentMoved(tenant)) => {
+                debug!(%tenant, "the intent moved while agents were decided on: once more");
+                self.shared.intents.refresh(self.shared).await?;
+                return Ok(false);
+            }
+            Err(CommitError::RowMoved) => return Err(Restart::RowMoved),
+            Err(CommitError::Engine(error)) => return Err(Restart::Engine(error)),
+        }
+        self.schedule(&decided.waiting);
+        for stored in decided.stored {
+            self.cache.insert(stored.agent.key.clone(), stored);
+        }
+        for event in &decided.events {
+            event.tell(&self.shared.metrics);
+        }
+        for (key, old) in &decided.superseded {
+            offers::close(self.shared, key, old.id, &old.gateway).await;
+        }
+        offers::send(self.shared, decided.outgoing).await;
+        Ok(true)
+    }
+
+    /// Notes when each of these agents is to be looked at again, or that it need not be.
+    fn schedule(&mut self, waiting: &BTreeMap<AgentKey, Option<Timestamp>>) {
+        for (key, due) in waiting {
+            if let Some(before) = self.due_at.remove(key) {
+                self.due.remove(&(before, key.clone()));
+            }
+            if let Some(due) = due {
+                self.due_at.insert(key.clone(), *due);
+                self.due.insert((*due, key.clone()));
+            }
+        }
+    }
+
+    fn next_due(&self) -> Duration {
+        let first = self.due.first().map(|(due, _)| due.since(self.now()));
+        first.unwrap_or(Duration::from_secs(3600)).max(Duration::from_millis(10))
+    }
+
+    /// Looks again at agents that did not report on an offer in time.
+    async fn repeat_offers(&mut self) -> Result<(), Restart> {
+        let now = self.now();
+        let late = self.due.iter().take_while(|(due, _)| *due <= now).take(PAGE);
+        let keys: BTreeSet<_> = late.map(|(_, key)| key.clone()).collect();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let gone = keys.iter().map(|key| (key.clone(), None)).collect();
+        loop {
+            let mut batch = Batch::new(now, self.shared.intents.planners());
+            self.remember(&batch, &keys).await?;
+            for stored in keys.iter().filter_map(|key| self.cache.get(key)) {
+                batch.look_at(stored);
+            }
+            self.schedule(&gone);
+            if self.finish(batch, self.progress()).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn progress(&self) -> (u64, Position, Option<muster_domain::ids::MessageId>) {
+        (self.row.epoch, self.row.position, self.row.message)
+    }
+
+    /// Decides for all agents of the tenants whose intent moved since the last look, and at the
+    /// worker's start for all agents.
+    async fn look_at_all(&mut self, planners: &Planners, start: bool) -> Result<(), Restart> {
+        let moved: BTreeMap<_, _> = planners
+            .iter()
+            .map(|(tenant, planner)| (tenant.clone(), planner.revision()))
+            .filter(|(tenant, revision)| start || self.looked_at.get(tenant) != Some(revision))
+            .collect();
+        if moved.is_empty() && !start {
+            return Ok(());
+        }
+        let mut after: Option<AgentKey> = None;
+        loop {
+            let cell = &self.shared.settings.cell;
+            let page =
+                self.shared.engines.fold.partition_agents(cell, self.partition, after.as_ref(), PAGE).await?;
+            let Some(last) = page.last().map(|stored| stored.agent.key.clone()) else { break };
+            let keys: BTreeSet<_> = page
+                .iter()
+                .map(|stored| stored.agent.key.clone())
+                .filter(|key| start || moved.contains_key(&key.tenant))
+                .collect();
+            let mut batch = Batch::new(self.now(), self.shared.intents.planners());
+            for stored in page.iter().filter(|stored| keys.contains(&stored.agent.key)) {
+                batch.look_at(stored);
+            }
+            while !self.finish(batch, self.progress()).await? {
+                batch = Batch::new(self.now(), self.shared.intents.planners());
+                self.remember(&batch, &keys).await?;
+                for stored in keys.iter().filter_map(|key| self.cache.get(key)) {
+                    batch.look_at(stored);
+                }
+            }
+            after = Some(last);
+        }
+        self.looked_at.extend(moved);
+        Ok(())
+    }
+
+    /// Ends sessions whose gateway's life is over.
+    async fn end_orphans(&mut self) -> Result<(), Restart> {
+        let cell = self.shared.settings.cell.clone();
+        // Read before the leases: a gateway that starts after this has no session that is older.
+        let before = self.now();
+        let leases = self.shared.engines.kv.list(&format!("gateways/{cell}/")).await?;
+        let live: Vec<_> = leases
+            .iter()
+            .filter_map(|(_, lease)| muster_domain::ids::Incarnation::try_from(lease.value.as_ref()).ok())
+            .collect();
+        loop {
+            let found = self.shared.engines.fold.orphans(&cell, self.partition, &live, PAGE).await?;
+            let full_page = found.len() == PAGE;
+            let mut batch = Batch::new(self.now(), self.shared.intents.planners());
+            let mut ended = 0;
+            for stored in &found {
+                let started = stored.agent.live_session().map(|session| session.started_at);
+                if started.is_some_and(|at| at.plus(self.shared.settings.orphan_grace) <= before) {
+                    batch.end_session(stored);
+                    ended += 1;
+                }
+            }
+            if ended > 0 {
+                info!(partition = %self.partition, sessions = ended, "ended sessions of a gateway that is gone");
+                // If the intent moved, the next sweep does it.
+                self.finish(batch, self.progress()).await?;
+            }
+            if !full_page || ended == 0 {
+                return Ok(());
+            }
+        }
+    }
+}

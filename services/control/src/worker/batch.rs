@@ -1,0 +1,231 @@
+//! What one transaction of a worker does to agents, decided without I/O.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use muster_domain::agent::{Agent, AgentEvent, EndReason, Entry, Folded, Session};
+use muster_domain::desired::{Desired, DesiredConfig, Planner};
+use muster_domain::ids::{AgentKey, ConfigHash, IntentRevision, Tenant, Timestamp};
+use muster_domain::intent::Intent;
+use muster_domain::reconcile::{Decision, Why, reconcile_agent};
+use muster_ports::store::{AgentWrite, StoredAgent};
+use tracing::{info, warn};
+
+use crate::Metrics;
+use crate::intents::Planners;
+use crate::offers::Outgoing;
+
+/// Agents that a transaction touches.
+pub(crate) struct Batch {
+    now: Timestamp,
+    planners: Arc<Planners>,
+    nothing: Arc<Planner>,
+    agents: BTreeMap<AgentKey, Touched>,
+}
+
+struct Touched {
+    stored: StoredAgent,
+    folded: Folded,
+}
+
+/// What is to be written, and what follows once it is.
+#[derive(Default)]
+pub(crate) struct Decided {
+    /// For the transaction.
+    pub(crate) writes: Vec<AgentWrite>,
+    /// Intent revisions that the decisions rest on.
+    pub(crate) decided_on: BTreeMap<Tenant, IntentRevision>,
+    /// The agents as they are then.
+    pub(crate) stored: Vec<StoredAgent>,
+    /// Offers to send.
+    pub(crate) outgoing: Vec<Outgoing>,
+    /// When agents are to be looked at again.
+    pub(crate) waiting: BTreeMap<AgentKey, Option<Timestamp>>,
+    /// Sessions to close.
+    pub(crate) superseded: Vec<(AgentKey, Session)>,
+    /// What happened.
+    pub(crate) events: Vec<Happened>,
+}
+
+/// Something that happened to an agent, with what operators want to know beside it.
+pub(crate) struct Happened {
+    key: AgentKey,
+    event: AgentEvent,
+    version: String,
+    remote_addr: String,
+}
+
+impl Batch {
+    /// A transaction that has touched nothing yet.
+    pub(crate) fn new(now: Timestamp, planners: Arc<Planners>) -> Self {
+        let nothing = Arc::new(Planner::new(&Intent::default()));
+        Self { now, planners, nothing, agents: BTreeMap::new() }
+    }
+
+    /// The intent revision that a tenant's agents are decided on.
+    pub(crate) fn revision(&self, tenant: &Tenant) -> IntentRevision {
+        self.planner(tenant).revision()
+    }
+
+    fn planner(&self, tenant: &Tenant) -> &Planner {
+        self.planners.get(tenant).unwrap_or(&self.nothing)
+    }
+
+    /// Folds an entry. `stored` is the agent before this transaction, if it is known.
+    pub(crate) fn fold(&mut self, key: &AgentKey, stored: Option<&StoredAgent>, entry: Entry) {
+        let new =
+            || StoredAgent { agent: Agent::new(key.clone(), entry.received_at), labels: BTreeMap::new() };
+        let touched = self.agents.entry(key.clone()).or_insert_with(|| Touched {
+            stored: stored.cloned().unwrap_or_else(new),
+            folded: Folded::default(),
+        });
+        let folded = touched.stored.agent.fold(entry);
+        touched.add(folded);
+    }
+
+    /// Decides for an agent of which there is no news.
+    pub(crate) fn look_at(&mut self, stored: &StoredAgent) {
+        let touched = Touched { stored: stored.clone(), folded: Folded::default() };
+        self.agents.entry(stored.agent.key.clone()).or_insert(touched);
+    }
+
+    /// Ends the agent's session, whose gateway is gone.
+    pub(crate) fn end_session(&mut self, stored: &StoredAgent) {
+        let mut touched = Touched { stored: stored.clone(), folded: Folded::default() };
+        touched.stored.agent.end_session(self.now, EndReason::GatewayLost, &mut touched.folded);
+        self.agents.insert(stored.agent.key.clone(), touched);
+    }
+
+    /// Decides for every touched agent.
+    pub(crate) fn decide(self) -> Decided {
+        let mut decided = Decided::default();
+        let tenants: BTreeSet<_> = self.agents.keys().map(|key| key.tenant.clone()).collect();
+        for tenant in tenants {
+            let revision = self.revision(&tenant);
+            // A tenant without intent has no revision that could move.
+            if self.planners.contains_key(&tenant) {
+                decided.decided_on.insert(tenant, revision);
+            }
+        }
+        let planners = Arc::clone(&self.planners);
+        let nothing = Arc::clone(&self.nothing);
+        for (key, touched) in self.agents {
+            let planner = planners.get(&key.tenant).unwrap_or(&nothing);
+            decided.take(key, touched, planner, self.now);
+        }
+        decided
+    }
+}
+
+impl Touched {
+    /// Adds what a further entry did.
+    fn add(&mut self, folded: Folded) {
+        let all = &mut self.folded;
+        all.session_changed |= folded.session_changed;
+        all.state_changed |= folded.state_changed;
+        all.effective_config = folded.effective_config.or(all.effective_config.take());
+        all.superseded = all.superseded.take().or(folded.superseded);
+        all.events.extend(folded.events);
+    }
+}
+
+impl Decided {
+    fn take(&mut self, key: AgentKey, touched: Touched, planner: &Planner, now: Timestamp) {
+        let Touched { stored: StoredAgent { mut agent, labels }, mut folded } = touched;
+        let (config, held) = match planner.desired(&agent, &labels) {
+            Desired::Nothing => (None, None),
+            Desired::Held { reason } => (None, Some(reason)),
+            Desired::Config(config) => (Some(config), None),
+        };
+        let hash: Option<ConfigHash> = config.as_ref().map(|config| config.hash.clone());
+        folded.state_changed |= agent.state.set_desired(hash, held);
+        let due = match reconcile_agent(&agent, now) {
+            Decision::Offer(offer) => {
+                let due = offer.next_at;
+                agent.state.offered = Some(offer);
+                folded.state_changed = true;
+                self.send(&agent, config, planner.revision());
+                Some(due)
+            }
+            Decision::Nothing(Why::AwaitingReport(due)) => Some(due),
+            Decision::Nothing(_) => None,
+        };
+        self.waiting.insert(key.clone(), due);
+        self.events.extend(folded.events.into_iter().map(|event| Happened::new(&agent, event)));
+        self.superseded.extend(folded.superseded.map(|old| (key, old)));
+        if folded.session_changed || folded.state_changed || folded.effective_config.is_some() {
+            self.writes.push(AgentWrite {
+                agent: agent.clone(),
+                session: folded.session_changed,
+                state: folded.state_changed,
+                effective_config: folded.effective_config,
+            });
+            self.stored.push(StoredAgent { agent, labels });
+        }
+    }
+
+    fn send(&mut self, agent: &Agent, config: Option<DesiredConfig>, revision: IntentRevision) {
+        // An offer is made only for a desired config and a live session.
+        if let (Some(config), Some(session)) = (config, agent.live_session()) {
+            self.outgoing.push(Outgoing {
+                key: agent.key.clone(),
+                session: session.id,
+                gateway: session.gateway.clone(),
+                config,
+                revision,
+            });
+        }
+    }
+}
+
+impl Happened {
+    fn new(agent: &Agent, event: AgentEvent) -> Self {
+        let description = agent.state.description.as_ref();
+        let version = description.and_then(|description| description.attribute("service.version"));
+        Self {
+            key: agent.key.clone(),
+            event,
+            version: version.and_then(serde_json::Value::as_str).unwrap_or_default().to_owned(),
+            remote_addr: agent
+                .session
+                .as_ref()
+                .map(|session| session.remote_addr.clone())
+                .unwrap_or_default(),
+        }
+    }
+
+    /// Counts and logs it.
+    pub(crate) fn tell(&self, metrics: &Metrics) {
+        let Self { key, event, version, remote_addr } = self;
+        let (tenant, agent_id, agent_version) = (&key.tenant, &key.uid, version);
+        match event {
+            AgentEvent::Connected => {
+                info!(event = "agent_connected", %tenant, %agent_id, agent_version, remote_addr, "an agent connected");
+            }
+            AgentEvent::Disconnected(reason) => {
+                info!(event = "agent_disconnected", %tenant, %agent_id, agent_version, remote_addr, ?reason, "an agent disconnected");
+            }
+            AgentEvent::ConfigApplied { hash, took } => {
+                // Agents also report as applied what nobody offered.
+                if let Some(took) = took {
+                    metrics.config_updates.with_label_values(&["success"]).inc();
+                    metrics.config_update_duration.observe(took.as_secs_f64());
+                    let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+                    info!(event = "config_updated", %tenant, %agent_id, agent_version, config_hash = %hash, duration_ms, "an agent applied its remote config");
+                }
+            }
+            AgentEvent::ConfigFailed { hash, error_message } => {
+                metrics.config_updates.with_label_values(&["failure"]).inc();
+                let config_hash = hash.as_ref().map(ToString::to_string).unwrap_or_default();
+                warn!(event = "config_update_failed", %tenant, %agent_id, agent_version, config_hash, error = error_message, "an agent could not apply its remote config");
+            }
+            AgentEvent::HealthChanged { healthy: true } => {
+                info!(event = "agent_healthy", %tenant, %agent_id, agent_version, "an agent is healthy");
+            }
+            AgentEvent::HealthChanged { healthy: false } => {
+                metrics.health_check_failures.inc();
+                warn!(event = "agent_unhealthy", %tenant, %agent_id, agent_version, "an agent is unhealthy");
+            }
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! The state of one agent, and how one entry of the log changes it.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::capabilities::AgentCapabilities;
+use crate::ids::{AgentKey, Claim, ConfigHash, Digest, GatewayId, Incarnation, SessionId, Timestamp};
+use crate::report::{
+    ConfigMap, ConfigStatus, Description, Health, RemoteConfigStatus, Report, config_map_digest,
+};
+
+/// Everything known of an agent but its labels (intent) and the text of its effective config.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Agent {
+    /// Which agent this is.
+    pub key: AgentKey,
+    /// The session that speaks for the agent, or the last one that did.
+    pub session: Option<Session>,
+    /// What the agent reported and what was decided for it.
+    pub state: AgentState,
+}
+
+/// The part of an agent that reports and decisions change.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct AgentState {
+    /// When the first report was received.
+    pub first_seen: Timestamp,
+    /// When the last report that was not a heartbeat was received.
+    pub last_report: Timestamp,
+    /// Sequence number of that report.
+    pub sequence_num: u64,
+    /// The last description.
+    #[serde(default)]
+    pub description: Option<Description>,
+    /// The last capabilities.
+    #[serde(default)]
+    pub capabilities: AgentCapabilities,
+    /// The last health.
+    #[serde(default)]
+    pub health: Option<Health>,
+    /// Custom capabilities, by name.
+    #[serde(default)]
+    pub custom_capabilities: Vec<String>,
+    /// The last remote config status.
+    #[serde(default)]
+    pub remote_config: RemoteConfigStatus,
+    /// Digest of the last effective config; its text is stored apart.
+    #[serde(default)]
+    pub effective_config: Option<Digest>,
+    /// Hash of the config that the agent should run, by the intent last looked at.
+    #[serde(default)]
+    pub desired: Option<ConfigHash>,
+    /// Why the agent gets no config although an assignment matches.
+    #[serde(default)]
+    pub held: Option<String>,
+    /// The last offer that is not settled by a report.
+    #[serde(default)]
+    pub offered: Option<Offered>,
+    /// The config that the agent could not apply, while that is the desired one.
+    #[serde(default)]
+    pub failed: Option<FailedConfig>,
+}
+
+/// A remote config that was sent and not yet reported as applied or failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offered {
+    /// Its hash.
+    pub hash: ConfigHash,
+    /// The session that it was sent to.
+    pub session: SessionId,
+    /// When it was first sent.
+    pub first_at: Timestamp,
+    /// How often it was sent to this session.
+    pub attempts: u32,
+    /// When it is due again if nothing is reported.
+    pub next_at: Timestamp,
+}
+
+/// A config that failed on an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedConfig {
+    /// Its hash.
+    pub hash: ConfigHash,
+    /// The agent's message.
+    pub error_message: String,
+    /// When that was reported.
+    pub at: Timestamp,
+}
+
+/// A session of an agent, as the log told it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Session {
+    /// Its id.
+    pub id: SessionId,
+    /// Its claim on the instance_uid.
+    pub claim: Claim,
+    /// Gateway that holds it.
+    pub gateway: GatewayId,
+    /// The life of the gateway in which it began.
+    pub incarnation: Incarnation,
+    /// How the agent is connected.
+    pub transport: Transport,
+    /// Peer address, for people.
+    pub remote_addr: String,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When and why it ended.
+    pub ended: Option<(Timestamp, EndReason)>,
+}
+
+/// How an agent is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// A WebSocket.
+    #[serde(rename = "websocket")]
+    WebSocket,
+    /// Polling by plain HTTP.
+    Http,
+}
+
+/// Why a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// The agent said goodbye (agent_disconnect).
+    AgentDisconnect,
+    /// The connection was closed or lost.
+    ConnectionLost,
+    /// The gateway stopped in order.
+    GatewayStopped,
+    /// The gateway is gone.
+    GatewayLost,
+    /// Another session took over.
+    Superseded,
+    /// Nothing was heard within the deadline.
+    Silent,
+    /// The agent broke the protocol.
+    ProtocolError,
+}
+
+/// One entry of the log about one agent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// The session that it is from.
+    pub session: SessionId,
+    /// That session's claim.
+    pub claim: Claim,
+    /// Gateway that published it.
+    pub gateway: GatewayId,
+    /// That gateway's life.
+    pub incarnation: Incarnation,
+    /// When the gateway received it.
+    pub received_at: Timestamp,
+    /// AgentToServer.sequence_num.
+    pub sequence_num: u64,
+    /// Set on a session's first entry: transport and peer address.
+    pub started: Option<(Transport, String)>,
+    /// What the agent reports.
+    pub report: Option<Report>,
+    /// Set on a session's last entry.
+    pub ended: Option<EndReason>,
+}
+
+/// What an entry did.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Folded {
+    /// [`Agent::session`] changed.
+    pub session_changed: bool,
+    /// [`Agent::state`] changed.
+    pub state_changed: bool,
+    /// A new effective config, to be stored.
+    pub effective_config: Option<ConfigMap>,
+    /// The session that this entry's session took over from; its gateway should close it.
+    pub superseded: Option<Session>,
+    /// What happened, for logs, metrics and history.
+    pub events: Vec<AgentEvent>,
+}
+
+/// Something that happened to an agent.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AgentEvent {
+    /// A session began.
+    Connected,
+    /// The session ended.
+    Disconnected(EndReason),
+    /// The agent applied an offered config.
+    ConfigApplied {
+        /// Hash of the config.
+        hash: ConfigHash,
+        /// From the first offer to the report.
+        took: Option<Duration>,
+    },
+    /// The agent could not apply a config.
+    ConfigFailed {
+        /// Hash of the config, as far as known.
+        hash: Option<ConfigHash>,
+        /// The agent's message.
+        error_message: String,
+    },
+    /// The agent's health turned.
+    HealthChanged {
+        /// Whether it is healthy now.
+        healthy: bool,
+    },
+}
+
+impl Agent {
+    /// An agent of which nothing is known yet.
+    pub fn new(key: AgentKey, first_seen: Timestamp) -> Self {
+        Self { key, session: None, state: AgentState { first_seen, ..AgentState::default() } }
+    }
+
+    /// The live session.
+    pub fn live_session(&self) -> Option<&Session> {
+        self.session.as_ref().filter(|session| session.ended.is_none())
+    }
+
+    /// Changes the agent by one entry.
+    ///
+    /// An entry of a session with a lower claim than the known one is a late word of a session that
+    /// was taken over: it changes nothing.
+    pub fn fold(&mut self, entry: Entry) -> Folded {
+        let mut folded = Folded::default();
+        let known = self.session.as_ref();
+        if known.is_some_and(|known| known.id != entry.session && known.claim >= entry.claim) {
+            return folded;
+        }
+        if known.is_none_or(|known| known.id != entry.session) {
+            self.start_session(&entry, &mut folded);
+        }
+        if let Some(report) = entry.report {
+            self.fold_report(report, entry.sequence_num, entry.received_at, &mut folded);
+        }
+        if let Some(reason) = entry.ended {
+            self.end_session(entry.received_at, reason, &mut folded);
+        }
+        folded
+    }
+
+    /// Ends the live session, if there is one: what a gateway's end or loss does.
+    pub fn end_session(&mut self, at: Timestamp, reason: EndReason, folded: &mut Folded) {
+        if let Some(session) = self.session.as_mut().filter(|session| session.ended.is_none()) {
+            session.ended = Some((at, reason));
+            folded.session_changed = true;
+            folded.events.push(AgentEvent::Disconnected(reason));
+        }
+    }
+
+    fn start_session(&mut self, entry: &Entry, folded: &mut Folded) {
+        let (transport, remote_addr) = entry.started.clone().unwrap_or((Transport::WebSocket, String::new()));
+        let session = Session {
+            id: entry.session,
+            claim: entry.claim,
+            gateway: entry.gateway.clone(),
+            incarnation: entry.incarnation,
+            transport,
+            remote_addr,
+            started_at: entry.received_at,
+            ended: None,
+        };
+        folded.superseded = self.session.replace(session).filter(|old| old.ended.is_none());
+        folded.session_changed = true;
+        folded.events.push(AgentEvent::Connected);
+    }
+
+    fn fold_report(&mut self, report: Report, sequence_num: u64, at: Timestamp, folded: &mut Folded) {
+        let state = &mut self.state;
+        folded.state_changed = true;
+        state.sequence_num = sequence_num;
+        state.last_report = at;
+        if let Some(description) = report.description {
+            state.description = Some(description);
+        }
+        if report.capabilities != AgentCapabilities::default() {
+            state.capabilities = report.capabilities;
+        }
+        if let Some(health) = report.health {
+            if state.health.as_ref().map(|known| known.healthy) != Some(health.healthy) {
+                folded.events.push(AgentEvent::HealthChanged { healthy: health.healthy });
+            }
+            state.health = Some(health);
+        }
+        if let Some(custom) = report.custom_capabilities {
+            state.custom_capabilities = custom;
+        }
+        if let Some(effective) = report.effective_config {
+            let digest = config_map_digest(&effective);
+            if state.effective_config != Some(digest) {
+                state.effective_config = Some(digest);
+                folded.effective_config = Some(effective);
+            }
+        }
+        if let Some(status) = report.remote_config {
+            state.fold_remote_config(status, at, folded);
+        }
+    }
+}
+
+impl AgentState {
+    fn fold_remote_config(&mut self, mut status: RemoteConfigStatus, at: Timestamp, folded: &mut Folded) {
+        // Some clients report a status without a hash: it can only be about what was offered last.
+        if status.hash.is_none() && status.status != ConfigStatus::Unset {
+            status.hash = self.offered.as_ref().map(|offered| offered.hash.clone());
+        }
+        if status == self.remote_config {
+            return;
+        }
+        let settled = self.offered.take_if(|offered| {
+            status.hash.as_ref() == Some(&offered.hash)
+                && matches!(status.status, ConfigStatus::Applied | ConfigStatus::Failed)
+        });
+        match (status.status, &status.hash) {
+            (ConfigStatus::Failed, hash) => {
+                if let Some(hash) = hash.clone().filter(|hash| self.desired.as_ref() == Some(hash)) {
+                    let error_message = status.error_message.clone();
+                    self.failed = Some(FailedConfig { hash, error_message, at });
+                }
+                folded.events.push(AgentEvent::ConfigFailed {
+                    hash: hash.clone(),
+                    error_message: status.error_message.clone(),
+                });
+            }
+            (ConfigStatus::Applied, Some(hash)) => {
+                self.failed.take_if(|failed| failed.hash == *hash);
+                let took = settled.map(|offered| at.since(offered.first_at));
+                folded.events.push(AgentEvent::ConfigApplied { hash: hash.clone(), took });
+            }
+            _ => {}
+        }
+        self.remote_config = status;
+    }
+
+    /// Takes over what the agent should run now. A failure and an offer of another config are
+    /// forgotten. Returns whether anything changed.
+    pub fn set_desired(&mut self, desired: Option<ConfigHash>, held: Option<String>) -> bool {
+        if self.desired == desired && self.held == held {
+            return false;
+        }
+        self.failed.take_if(|failed| desired.as_ref() != Some(&failed.hash));
+        self.offered.take_if(|offered| desired.as_ref() != Some(&offered.hash));
+        self.desired = desired;
+        self.held = held;
+        true
+    }
+}
+
+#[cfg(test)]
+#[path = "agent_tests.rs"]
+mod tests;

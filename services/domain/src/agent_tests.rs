@@ -1,0 +1,160 @@
+//! How entries of the log change an agent.
+
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+use crate::report::ConfigFile;
+
+fn key() -> AgentKey {
+    AgentKey { tenant: "default".parse().unwrap(), uid: crate::ids::InstanceUid(Uuid::from_u128(1)) }
+}
+
+fn entry(session: u128, claim: u64, at: u64) -> Entry {
+    Entry {
+        session: SessionId(Uuid::from_u128(session)),
+        claim: Claim(claim),
+        gateway: "gw-1".parse().unwrap(),
+        incarnation: Incarnation(Uuid::from_u128(9)),
+        received_at: Timestamp(at),
+        sequence_num: at,
+        started: None,
+        report: None,
+        ended: None,
+    }
+}
+
+fn hash(byte: u8) -> ConfigHash {
+    ConfigHash::new(&[byte]).unwrap()
+}
+
+fn status(hash: Option<ConfigHash>, status: ConfigStatus) -> Report {
+    let error_message = if status == ConfigStatus::Failed { "no such receiver" } else { "" }.to_owned();
+    Report { remote_config: Some(RemoteConfigStatus { hash, status, error_message }), ..Report::default() }
+}
+
+fn report(agent: &mut Agent, at: u64, report: Report) -> Folded {
+    agent.fold(Entry { report: Some(report), ..entry(1, 1, at) })
+}
+
+fn offer(agent: &mut Agent, byte: u8, at: u64) {
+    agent.fold(entry(1, 1, at));
+    agent.state.set_desired(Some(hash(byte)), None);
+    agent.state.offered = Some(Offered {
+        hash: hash(byte),
+        session: SessionId(Uuid::from_u128(1)),
+        first_at: Timestamp(at),
+        attempts: 1,
+        next_at: Timestamp(at + 10),
+    });
+}
+
+#[test]
+fn a_session_starts_is_taken_over_and_ends() {
+    let mut agent = Agent::new(key(), Timestamp(1));
+    let first = agent
+        .fold(Entry { started: Some((Transport::WebSocket, "10.0.0.1:5".to_owned())), ..entry(1, 10, 1) });
+    assert_eq!(first.events, [AgentEvent::Connected]);
+    assert_eq!(first.superseded, None);
+
+    let second = agent.fold(entry(2, 11, 2));
+    assert_eq!(second.superseded.map(|old| old.remote_addr), Some("10.0.0.1:5".to_owned()));
+
+    let late = agent.fold(Entry { ended: Some(EndReason::ConnectionLost), ..entry(1, 10, 3) });
+    assert_eq!(late, Folded::default(), "the end of the old session is not the end of the new one");
+    assert!(agent.live_session().is_some());
+
+    let end = agent.fold(Entry { ended: Some(EndReason::AgentDisconnect), ..entry(2, 11, 4) });
+    assert_eq!(end.events, [AgentEvent::Disconnected(EndReason::AgentDisconnect)]);
+    assert!(agent.live_session().is_none());
+}
+
+#[test]
+fn absent_parts_are_unchanged() {
+    let mut agent = Agent::new(key(), Timestamp(1));
+    let mut description = Description::default();
+    description.identifying.insert("service.name".to_owned(), "otelcol".into());
+    let full = Report {
+        description: Some(description.clone()),
+        capabilities: AgentCapabilities(7),
+        health: Some(Health { healthy: true, ..Health::default() }),
+        ..Report::default()
+    };
+    report(&mut agent, 1, full);
+    let nothing = report(&mut agent, 2, Report::default());
+    assert_eq!(nothing.events, []);
+    assert_eq!(agent.state.description, Some(description));
+    assert_eq!(agent.state.capabilities, AgentCapabilities(7));
+    assert_eq!(agent.state.sequence_num, 2);
+}
+
+#[test]
+fn an_effective_config_is_stored_when_it_changes() {
+    let mut agent = Agent::new(key(), Timestamp(1));
+    let file = ConfigFile { content_type: String::new(), body: b"a: 1".to_vec() };
+    let map = ConfigMap::from([(String::new(), file)]);
+    let effective = |map: &ConfigMap| Report { effective_config: Some(map.clone()), ..Report::default() };
+    assert_eq!(report(&mut agent, 1, effective(&map)).effective_config, Some(map.clone()));
+    assert_eq!(report(&mut agent, 2, effective(&map)).effective_config, None);
+}
+
+#[test]
+fn an_applied_offer_is_settled_and_timed() {
+    let mut agent = Agent::new(key(), Timestamp(1));
+    offer(&mut agent, 1, 100);
+    assert_eq!(report(&mut agent, 110, status(Some(hash(1)), ConfigStatus::Applying)).events, []);
+    let applied = report(&mut agent, 150, status(Some(hash(1)), ConfigStatus::Applied));
+    let took = Some(Duration::from_micros(50));
+    assert_eq!(applied.events, [AgentEvent::ConfigApplied { hash: hash(1), took }]);
+    assert_eq!(agent.state.offered, None);
+}
+
+#[test]
+fn a_failed_hash_is_remembered_until_the_desired_one_changes() {
+    let mut agent = Agent::new(key(), Timestamp(1));
+    offer(&mut agent, 2, 100);
+    report(&mut agent, 110, status(Some(hash(2)), ConfigStatus::Failed));
+    report(&mut agent, 120, status(Some(hash(1)), ConfigStatus::Applied));
+    let failed = FailedConfig { hash: hash(2), error_message: "no such receiver".into(), at: Timestamp(110) };
+    assert_eq!(agent.state.failed, Some(failed));
+    assert!(!agent.state.set_desired(Some(hash(2)), None));
+    assert!(agent.state.failed.is_some());
+    assert!(agent.state.set_desired(Some(hash(3)), None));
+    assert_eq!(agent.state.failed, None);
+}
+
+#[test]
+fn a_status_without_a_hash_is_about_the_offer() {
+    let mut agent = Agent::new(key(), Timestamp(1));
+    offer(&mut agent, 2, 100);
+    report(&mut agent, 110, status(None, ConfigStatus::Failed));
+    assert_eq!(agent.state.failed.as_ref().map(|failed| &failed.hash), Some(&hash(2)));
+    assert_eq!(agent.state.remote_config.hash, Some(hash(2)));
+}
+
+proptest! {
+    /// Invariant 2 in part: whatever the order of arrival, the highest claim speaks for the agent.
+    #[test]
+    fn the_highest_claim_wins(claims in proptest::collection::vec(1_u64..6, 1..12)) {
+        let mut agent = Agent::new(key(), Timestamp(0));
+        for claim in &claims {
+            agent.fold(entry(u128::from(*claim), *claim, 1));
+        }
+        let highest = claims.iter().max().copied().map(Claim);
+        prop_assert_eq!(agent.session.map(|session| session.claim), highest);
+    }
+
+    /// The state survives being stored.
+    #[test]
+    fn state_survives_storage(sequence_num in any::<u64>(), bits in any::<u64>(), failed in any::<bool>()) {
+        let mut agent = Agent::new(key(), Timestamp(3));
+        offer(&mut agent, 4, 5);
+        agent.state.sequence_num = sequence_num;
+        agent.state.capabilities = AgentCapabilities(bits);
+        if failed {
+            report(&mut agent, 7, status(Some(hash(4)), ConfigStatus::Failed));
+        }
+        let text = serde_json::to_string(&agent.state).unwrap();
+        prop_assert_eq!(serde_json::from_str::<AgentState>(&text).unwrap(), agent.state);
+    }
+}

@@ -1,0 +1,17 @@
+//! The pure decisions of Muster: what an agent's state is, what it should run, and why.
+//!
+//! Nothing here does I/O, reads a clock or draws a random number: time and identifiers are
+//! arguments, and a decision returns its reason.
+
+pub mod agent;
+pub mod capabilities;
+pub mod desired;
+pub mod ids;
+pub mod intent;
+pub mod manifest;
+pub mod reconcile;
+pub mod report;
+pub mod selector;
+pub mod sequence;
+pub mod template;
+pub mod yaml;

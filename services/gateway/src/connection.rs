@@ -1,0 +1,335 @@
+//! One WebSocket connection: frames into the session machine, its outputs to the engines and back.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::ws::{CloseFrame, Message as Frame, WebSocket, close_code};
+use bytes::{BufMut, Bytes, BytesMut};
+use muster_domain::agent::EndReason;
+use muster_domain::ids::{AgentKey, InstanceUid, SessionId, Tenant, Timestamp};
+use muster_opamp::connection::{Connection, Limits, Output};
+use muster_opamp::frame;
+use muster_proto::encoding::{WireType, encode_key, encode_varint};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite;
+use tracing::{debug, info, warn};
+
+use crate::mailbox::{Mailbox, Offer, Order};
+use crate::{Shared, settler, upstream};
+
+/// Tenant of agents that connect without a credential.
+const DEFAULT_TENANT: &str = "default";
+/// Close code 1012, "service restart".
+const SERVICE_RESTART: u16 = 1012;
+
+/// Why a connection ends, as its close code, its text and what becomes of its sessions.
+struct End {
+    /// `None` where no Close frame can or need be sent.
+    close: Option<(u16, &'static str)>,
+    reason: EndReason,
+}
+
+impl End {
+    const LOST: Self = Self { close: None, reason: EndReason::ConnectionLost };
+
+    fn close(code: u16, text: &'static str, reason: EndReason) -> Self {
+        Self { close: Some((code, text)), reason }
+    }
+}
+
+/// One connection while it is open.
+struct Serving {
+    shared: Arc<Shared>,
+    socket: WebSocket,
+    machine: Connection,
+    mailbox: Arc<Mailbox>,
+    tenant: Tenant,
+    peer: SocketAddr,
+    /// When the last frame came.
+    heard: Instant,
+    /// When the last ping was sent.
+    pinged: Instant,
+    probes: Vec<oneshot::Sender<bool>>,
+    /// Whether anything may still be written.
+    open: bool,
+}
+
+/// Serves a connection until it ends.
+pub(crate) async fn serve(shared: Arc<Shared>, socket: WebSocket, peer: SocketAddr) {
+    let Ok(tenant) = DEFAULT_TENANT.parse() else { return };
+    shared.metrics.websocket_connections.inc();
+    shared.metrics.open_connections.inc();
+    let mut serving = Serving {
+        machine: Connection::new(Limits::default()),
+        mailbox: Arc::new(Mailbox::default()),
+        heard: Instant::now(),
+        pinged: Instant::now(),
+        probes: Vec::new(),
+        open: true,
+        shared,
+        socket,
+        tenant,
+        peer,
+    };
+    let end = serving.run().await;
+    serving.finish(end).await;
+}
+
+impl Serving {
+    async fn run(&mut self) -> End {
+        loop {
+            if let Err(end) = self.work().await {
+                return end;
+            }
+            let deadline = self.next_deadline();
+            let step = tokio::select! {
+                frame = self.socket.recv() => self.frame(frame),
+                orders = self.mailbox.take() => self.orders(orders).await,
+                () = tokio::time::sleep_until(deadline) => self.on_time().await,
+                () = self.shared.closing.cancelled() => {
+                    Err(End::close(SERVICE_RESTART, "the gateway is stopping", EndReason::GatewayStopped))
+                }
+            };
+            if let Err(end) = step {
+                return end;
+            }
+        }
+    }
+
+    /// Does what the machine wants done.
+    async fn work(&mut self) -> Result<(), End> {
+        while let Some(output) = self.machine.poll() {
+            match output {
+                Output::Claim(uid) => self.claim(uid).await,
+                Output::Publish(publish) => {
+                    let (key, session) = (self.key(publish.uid), publish.session);
+                    let remote_addr = self.peer.to_string();
+                    let result = upstream::publish(&self.shared, &key, publish, &remote_addr).await;
+                    self.machine.published(key.uid, session, result, self.now());
+                }
+                Output::Send(message) => self.send(frame::encode(&message)).await?,
+                Output::Settled { uid, session, sequence_num } => {
+                    self.shared.settler.note(self.key(uid), session, sequence_num, self.now());
+                }
+                Output::Ended { uid, session } => self.release(uid, session).await,
+            }
+        }
+        Ok(())
+    }
+
+    async fn claim(&mut self, uid: InstanceUid) {
+        let key = self.key(uid);
+        match upstream::claim(&self.shared, &key).await {
+            Ok(claimed) => {
+                if self.shared.registry.insert(key, claimed.session, Arc::clone(&self.mailbox)) {
+                    self.shared.metrics.connected_agents.inc();
+                }
+                self.machine.claimed(uid, claimed, self.now());
+            }
+            Err(not_now) => self.machine.claim_failed(uid, &not_now),
+        }
+    }
+
+    async fn release(&mut self, uid: InstanceUid, session: SessionId) {
+        let key = self.key(uid);
+        if self.shared.registry.remove(&key, session) {
+            self.shared.metrics.connected_agents.dec();
+        }
+        settler::release(&self.shared, &key, session).await;
+    }
+
+    fn frame(&mut self, frame: Option<Result<Frame, axum::Error>>) -> Result<(), End> {
+        self.heard = Instant::now();
+        for probe in self.probes.drain(..) {
+            // Whoever asked may have stopped waiting.
+            let _ = probe.send(true);
+        }
+        match frame {
+            None => Err(End::LOST),
+            Some(Err(error)) => Err(self.broken(error)),
+            Some(Ok(Frame::Binary(bytes))) => {
+                self.shared.metrics.received.inc();
+                self.machine.frame(&bytes, self.now());
+                Ok(())
+            }
+            Some(Ok(Frame::Text(_))) => Err(End::close(
+                close_code::UNSUPPORTED,
+                "OpAMP messages are binary",
+                EndReason::ProtocolError,
+            )),
+            // After a Close the stream goes on to its end, which sends ours.
+            Some(Ok(Frame::Ping(_) | Frame::Pong(_) | Frame::Close(_))) => Ok(()),
+        }
+    }
+
+    /// What the error of a read means.
+    fn broken(&self, error: axum::Error) -> End {
+        let error = error.into_inner();
+        let end = match error.downcast_ref::<tungstenite::Error>() {
+            Some(tungstenite::Error::Capacity(_)) => {
+                End::close(close_code::SIZE, "the message is too large", EndReason::ProtocolError)
+            }
+            Some(tungstenite::Error::Protocol(
+                tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
+            )) => End::LOST,
+            Some(tungstenite::Error::Protocol(_) | tungstenite::Error::Utf8(_)) => {
+                End::close(close_code::PROTOCOL, "the WebSocket frame is malformed", EndReason::ProtocolError)
+            }
+            _ => End::LOST,
+        };
+        if end.close.is_some() {
+            warn!(remote_addr = %self.peer, tenant = %self.tenant, %error, "a connection is closed");
+        } else {
+            debug!(remote_addr = %self.peer, tenant = %self.tenant, %error, "a connection was lost");
+        }
+        end
+    }
+
+    async fn orders(&mut self, orders: Vec<Order>) -> Result<(), End> {
+        for order in orders {
+            match order {
+                Order::Offer(uid, offer) => self.offer(uid, offer).await?,
+                Order::RequestFullState(uid, session) => {
+                    self.machine.request_full_state(uid, session, self.now());
+                }
+                Order::Close(uid, session, reason) => {
+                    if self.machine.session(uid) == Some(session) && self.machine.sessions() == 1 {
+                        let text = "another connection of this agent has taken over";
+                        return Err(End::close(close_code::POLICY, text, reason));
+                    }
+                    self.machine.close_session(uid, Some(session), reason);
+                }
+                Order::Probe(_, _, answer) => {
+                    self.probes.push(answer);
+                    self.ping().await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn offer(&mut self, uid: InstanceUid, offer: Offer) -> Result<(), End> {
+        // Only the current session of an agent is sent offers.
+        if self.machine.session(uid) != Some(offer.session) {
+            self.shared.metrics.offers.with_label_values(&["session_gone"]).inc();
+            return Ok(());
+        }
+        self.send(offer_frame(uid, &offer.remote_config)).await?;
+        self.shared.metrics.offers.with_label_values(&["sent"]).inc();
+        info!(event = "config_offered", tenant = %self.tenant, agent_id = %uid, config_hash = %offer.hash, "offered a remote config");
+        Ok(())
+    }
+
+    fn next_deadline(&self) -> Instant {
+        let settings = &self.shared.settings;
+        let quiet = (self.pinged + settings.ping_every).min(self.heard + settings.silent_after);
+        match self.machine.poll_timeout() {
+            None => quiet,
+            Some(due) => quiet.min(Instant::now() + due.since(self.now()).max(Duration::from_millis(10))),
+        }
+    }
+
+    async fn on_time(&mut self) -> Result<(), End> {
+        let settings = &self.shared.settings;
+        if self.heard.elapsed() >= settings.silent_after {
+            return Err(End::close(close_code::POLICY, "nothing was heard for too long", EndReason::Silent));
+        }
+        self.machine.timeout(self.now());
+        if self.pinged.elapsed() >= settings.ping_every {
+            self.ping().await?;
+        }
+        Ok(())
+    }
+
+    async fn ping(&mut self) -> Result<(), End> {
+        self.pinged = Instant::now();
+        self.write(Frame::Ping(Bytes::new())).await
+    }
+
+    async fn send(&mut self, bytes: Bytes) -> Result<(), End> {
+        self.shared.metrics.sent.inc();
+        self.write(Frame::Binary(bytes)).await
+    }
+
+    async fn write(&mut self, frame: Frame) -> Result<(), End> {
+        if !self.open {
+            return Err(End::LOST);
+        }
+        let deadline = self.shared.settings.write_deadline;
+        match tokio::time::timeout(deadline, self.socket.send(frame)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                debug!(remote_addr = %self.peer, tenant = %self.tenant, %error, "a connection was lost");
+                Err(End::LOST)
+            }
+            Err(_) => {
+                warn!(remote_addr = %self.peer, tenant = %self.tenant, "the peer reads nothing: the connection is dropped");
+                Err(End { close: None, reason: EndReason::Silent })
+            }
+        }
+    }
+
+    /// Says Close where that can be said, then ends the sessions.
+    async fn finish(mut self, end: End) {
+        if let Some((code, text)) = end.close {
+            let close = Frame::Close(Some(CloseFrame { code, reason: text.into() }));
+            if self.write(close).await.is_ok() {
+                // The peer's Close, or its silence.
+                let closed = async { while let Some(Ok(_)) = self.socket.recv().await {} };
+                let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
+            }
+        }
+        self.open = false;
+        self.machine.close(end.reason);
+        // Replies that are still to be sent fail, one after the other, until only the rest is left.
+        while let Err(_lost) = self.work().await {}
+        self.shared.metrics.open_connections.dec();
+    }
+
+    fn key(&self, uid: InstanceUid) -> AgentKey {
+        AgentKey { tenant: self.tenant.clone(), uid }
+    }
+
+    fn now(&self) -> Timestamp {
+        (self.shared.engines.clock)()
+    }
+}
+
+/// Header, instance_uid (field 1) and remote_config (field 3): a ServerToAgent around shared bytes.
+fn offer_frame(uid: InstanceUid, remote_config: &Bytes) -> Bytes {
+    let mut frame = BytesMut::with_capacity(remote_config.len() + 32);
+    frame.put_u8(0);
+    encode_key(1, WireType::LengthDelimited, &mut frame);
+    encode_varint(16, &mut frame);
+    frame.put_slice(uid.as_bytes());
+    encode_key(3, WireType::LengthDelimited, &mut frame);
+    encode_varint(remote_config.len() as u64, &mut frame);
+    frame.put_slice(remote_config);
+    frame.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_proto::Message;
+    use muster_proto::opamp::{AgentConfigMap, AgentRemoteConfig, ServerToAgent};
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn an_offer_is_a_server_to_agent() {
+        let uid = InstanceUid(Uuid::from_u128(7));
+        let remote_config =
+            AgentRemoteConfig { config: Some(AgentConfigMap::default()), config_hash: vec![1, 2] };
+        let frame = offer_frame(uid, &remote_config.encode_to_vec().into());
+        assert_eq!(frame[0], 0);
+        let expected = ServerToAgent {
+            instance_uid: uid.as_bytes().to_vec(),
+            remote_config: Some(remote_config),
+            ..ServerToAgent::default()
+        };
+        assert_eq!(ServerToAgent::decode(&frame[1..]), Ok(expected));
+    }
+}

@@ -1,0 +1,159 @@
+//! The gateway role: terminates agent connections and holds no durable state.
+//!
+//! It frames and validates what agents send, keeps each session's sequence, answers heartbeats
+//! itself, publishes everything else to the log, and writes what control delivers.
+
+mod bodies;
+mod connection;
+mod deliveries;
+mod lease;
+mod listener;
+mod mailbox;
+mod metrics;
+mod registry;
+mod requests;
+mod settler;
+mod upstream;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use muster_domain::ids::{Cell, GatewayId, Incarnation};
+use muster_ports::bus::{Bus, Subject};
+use muster_ports::kv::KeyValue;
+use muster_ports::log::Log;
+use muster_ports::ownership::Ownership;
+use muster_ports::{Clock, EngineError};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+pub use crate::metrics::Metrics;
+
+/// What a gateway is told once, at its start.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Region of the gateway.
+    pub cell: Cell,
+    /// Its name on the bus, unique in the cell.
+    pub gateway: GatewayId,
+    /// Connections at once; further upgrades get 503.
+    pub max_connections: usize,
+    /// Longest WebSocket message taken, in bytes; a longer one closes the connection with 1009.
+    pub max_message_size: usize,
+    /// How long connections may take to close when the gateway stops.
+    pub drain: Duration,
+    /// A ping is sent after this long without one.
+    pub ping_every: Duration,
+    /// A connection without any frame for this long is dead.
+    pub silent_after: Duration,
+    /// A write that takes longer closes the connection.
+    pub write_deadline: Duration,
+}
+
+impl Settings {
+    /// The settings of a gateway with all defaults.
+    pub fn new(cell: Cell, gateway: GatewayId) -> Self {
+        Self {
+            cell,
+            gateway,
+            max_connections: 10_000,
+            max_message_size: 64 << 20,
+            drain: Duration::from_secs(30),
+            ping_every: Duration::from_secs(25),
+            silent_after: Duration::from_secs(60),
+            write_deadline: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The engines that a gateway works on.
+#[derive(Clone)]
+pub struct Engines {
+    /// Where reports go.
+    pub log: Arc<dyn Log>,
+    /// Who holds which agent.
+    pub ownership: Arc<dyn Ownership>,
+    /// Deliveries and requests.
+    pub bus: Arc<dyn Bus>,
+    /// Gateway leases.
+    pub kv: Arc<dyn KeyValue>,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// What every task of a gateway shares.
+struct Shared {
+    settings: Settings,
+    incarnation: Incarnation,
+    engines: Engines,
+    metrics: Metrics,
+    registry: registry::Registry,
+    settler: settler::Settler,
+    bodies: bodies::Bodies,
+    connections: Arc<Semaphore>,
+    /// Cancelled when connections are to close.
+    closing: CancellationToken,
+    tracker: TaskTracker,
+}
+
+/// Serves agents on a listener until `stop` is cancelled, then closes what is open and returns.
+///
+/// # Errors
+/// If the bus or the lease cannot be set up at the start.
+pub async fn run(
+    settings: Settings,
+    engines: Engines,
+    metrics: Metrics,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> Result<(), EngineError> {
+    let (cell, gateway) = (settings.cell.clone(), settings.gateway.clone());
+    let shared = Arc::new(Shared {
+        incarnation: Incarnation(Uuid::now_v7()),
+        connections: Arc::new(Semaphore::new(settings.max_connections)),
+        registry: registry::Registry::default(),
+        settler: settler::Settler::default(),
+        bodies: bodies::Bodies::new(),
+        closing: CancellationToken::new(),
+        tracker: TaskTracker::new(),
+        settings,
+        engines,
+        metrics,
+    });
+    let deliveries =
+        shared.engines.bus.subscribe(&Subject::Deliveries(cell.clone(), gateway.clone())).await?;
+    let requests = shared.engines.bus.subscribe(&Subject::Gateway(cell, gateway)).await?;
+    lease::take(&shared).await?;
+
+    // What serves the connections outlives them, so it stops only when they are closed.
+    let background = CancellationToken::new();
+    let helpers = TaskTracker::new();
+    helpers.spawn(lease::keep(Arc::clone(&shared), background.clone()));
+    helpers.spawn(deliveries::serve(Arc::clone(&shared), deliveries, background.clone()));
+    helpers.spawn(requests::serve(Arc::clone(&shared), requests, background.clone()));
+    helpers.spawn(settler::keep(Arc::clone(&shared), background.clone()));
+    helpers.close();
+
+    info!(
+        gateway = %shared.settings.gateway,
+        incarnation = %shared.incarnation,
+        address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default(),
+        "gateway is serving agents"
+    );
+    if let Err(error) = listener::serve(Arc::clone(&shared), listener, stop).await {
+        error!(%error, "the agent listener failed");
+    }
+    shared.closing.cancel();
+    shared.tracker.close();
+    if tokio::time::timeout(shared.settings.drain, shared.tracker.wait()).await.is_err() {
+        warn!(open = shared.tracker.len(), "connections did not close within the drain time");
+    }
+    background.cancel();
+    helpers.wait().await;
+    lease::give_up(&shared).await;
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! What waits to be done on one connection: the latest message of each kind for each session.
+//!
+//! Nothing here grows with time: a newer offer takes the place of an older one.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use muster_domain::agent::EndReason;
+use muster_domain::ids::{ConfigHash, InstanceUid, SessionId};
+use tokio::sync::{Notify, oneshot};
+
+/// A remote config to be written to one agent.
+#[derive(Debug, Clone)]
+pub(crate) struct Offer {
+    /// The session that it is for.
+    pub(crate) session: SessionId,
+    /// Intent revision: the higher one wins.
+    pub(crate) revision: u64,
+    /// Its hash.
+    pub(crate) hash: ConfigHash,
+    /// The encoded AgentRemoteConfig, shared between all agents that get the same bytes.
+    pub(crate) remote_config: Bytes,
+}
+
+/// Something that is to be done for one session.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// Write this offer.
+    Offer(InstanceUid, Offer),
+    /// Ask for full state.
+    RequestFullState(InstanceUid, SessionId),
+    /// End the session.
+    Close(InstanceUid, SessionId, EndReason),
+    /// Find out whether the peer is there; the answer is whether it is.
+    Probe(InstanceUid, SessionId, oneshot::Sender<bool>),
+}
+
+/// What waits for one connection.
+#[derive(Default)]
+pub(crate) struct Mailbox {
+    waiting: Mutex<Waiting>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    offers: BTreeMap<InstanceUid, Offer>,
+    full_state: BTreeMap<InstanceUid, SessionId>,
+    close: BTreeMap<InstanceUid, (SessionId, EndReason)>,
+    probes: BTreeMap<InstanceUid, (SessionId, oneshot::Sender<bool>)>,
+}
+
+impl Mailbox {
+    /// Adds an order. An older offer of the same agent gives way, a newer one stays.
+    pub(crate) fn put(&self, order: Order) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        match order {
+            Order::Offer(uid, offer) => {
+                let known = waiting.offers.get(&uid);
+                if known
+                    .is_none_or(|known| known.session != offer.session || known.revision <= offer.revision)
+                {
+                    waiting.offers.insert(uid, offer);
+                }
+            }
+            Order::RequestFullState(uid, session) => {
+                waiting.full_state.insert(uid, session);
+            }
+            Order::Close(uid, session, reason) => {
+                waiting.close.insert(uid, (session, reason));
+            }
+            Order::Probe(uid, session, answer) => {
+                waiting.probes.insert(uid, (session, answer));
+            }
+        }
+        drop(waiting);
+        self.changed.notify_one();
+    }
+
+    /// Waits until there is something, then takes all of it, what closes first.
+    pub(crate) async fn take(&self) -> Vec<Order> {
+        loop {
+            let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+            let close =
+                waiting.close.into_iter().map(|(uid, (session, reason))| Order::Close(uid, session, reason));
+            let probes =
+                waiting.probes.into_iter().map(|(uid, (session, answer))| Order::Probe(uid, session, answer));
+            let full =
+                waiting.full_state.into_iter().map(|(uid, session)| Order::RequestFullState(uid, session));
+            let offers = waiting.offers.into_iter().map(|(uid, offer)| Order::Offer(uid, offer));
+            let orders: Vec<_> = close.chain(probes).chain(full).chain(offers).collect();
+            if !orders.is_empty() {
+                return orders;
+            }
+            self.changed.notified().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn offer(session: u128, revision: u64) -> Order {
+        let hash = ConfigHash::new(&[1]).unwrap();
+        let session = SessionId(Uuid::from_u128(session));
+        Order::Offer(InstanceUid(Uuid::nil()), Offer { session, revision, hash, remote_config: Bytes::new() })
+    }
+
+    #[tokio::test]
+    async fn the_offer_with_the_higher_revision_wins() {
+        let mailbox = Mailbox::default();
+        mailbox.put(offer(1, 5));
+        mailbox.put(offer(1, 4));
+        let orders = mailbox.take().await;
+        assert!(matches!(&orders[..], [Order::Offer(_, offer)] if offer.revision == 5), "{orders:?}");
+        mailbox.put(offer(1, 5));
+        mailbox.put(offer(2, 4));
+        let orders = mailbox.take().await;
+        assert!(matches!(&orders[..], [Order::Offer(_, offer)] if offer.revision == 4), "{orders:?}");
+    }
+}

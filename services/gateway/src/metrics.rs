@@ -1,0 +1,70 @@
+//! What a gateway counts.
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+/// A gateway's metrics, under the names that operators' dashboards use.
+#[derive(Clone)]
+pub struct Metrics {
+    pub(crate) connected_agents: IntGauge,
+    pub(crate) websocket_connections: IntCounter,
+    pub(crate) open_connections: IntGauge,
+    pub(crate) received: IntCounter,
+    pub(crate) sent: IntCounter,
+    pub(crate) refused_connections: IntCounter,
+    pub(crate) publishes: IntCounterVec,
+    pub(crate) claims: IntCounterVec,
+    pub(crate) offers: IntCounterVec,
+}
+
+impl Metrics {
+    /// Registers the metrics.
+    ///
+    /// # Errors
+    /// If a name is taken.
+    pub fn register(registry: &Registry, region: &str) -> prometheus::Result<Self> {
+        let counter = |opts: Opts| -> prometheus::Result<IntCounter> {
+            let counter = IntCounter::with_opts(opts)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok(counter)
+        };
+        let gauge = |opts: Opts| -> prometheus::Result<IntGauge> {
+            let gauge = IntGauge::with_opts(opts)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok(gauge)
+        };
+        let family = |name: &str, help: &str, label: &str| -> prometheus::Result<IntCounterVec> {
+            let family = IntCounterVec::new(Opts::new(name, help), &[label])?;
+            registry.register(Box::new(family.clone()))?;
+            Ok(family)
+        };
+        Ok(Self {
+            connected_agents: gauge(
+                Opts::new("opamp_server_connected_agents", "Agents with a live session on this server.")
+                    .const_label("region", region),
+            )?,
+            websocket_connections: counter(Opts::new(
+                "opamp_server_websocket_connections_total",
+                "WebSocket connections that were opened.",
+            ))?,
+            open_connections: gauge(Opts::new(
+                "muster_gateway_open_connections",
+                "WebSocket connections that are open.",
+            ))?,
+            received: counter(
+                Opts::new("opamp_server_messages_received_total", "Messages received from agents.")
+                    .const_label("type", "AgentToServer"),
+            )?,
+            sent: counter(
+                Opts::new("opamp_server_messages_sent_total", "Messages sent to agents.")
+                    .const_label("type", "ServerToAgent"),
+            )?,
+            refused_connections: counter(Opts::new(
+                "muster_gateway_refused_connections_total",
+                "Upgrades refused because the gateway was full or stopping.",
+            ))?,
+            publishes: family("muster_gateway_publishes_total", "Entries published to the log.", "result")?,
+            claims: family("muster_gateway_claims_total", "Claims of agents.", "result")?,
+            offers: family("muster_gateway_offers_total", "Remote config offers to agents.", "result")?,
+        })
+    }
+}

@@ -1,0 +1,96 @@
+//! Tells ownership how far sessions are settled: at most 100 ms late, many in one call.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use muster_domain::agent::EndReason;
+use muster_domain::ids::{AgentKey, SessionId, Timestamp};
+use muster_ports::ownership::Settled;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::Shared;
+use crate::mailbox::Order;
+
+/// How late ownership may learn of progress.
+const FLUSH_EVERY: Duration = Duration::from_millis(100);
+/// Longest wait for ownership.
+const DEADLINE: Duration = Duration::from_secs(2);
+
+/// Progress that ownership does not know yet: the latest of each agent.
+#[derive(Default)]
+pub(crate) struct Settler {
+    waiting: Mutex<HashMap<AgentKey, Settled>>,
+}
+
+impl Settler {
+    /// Notes progress of a session.
+    pub(crate) fn note(&self, key: AgentKey, session: SessionId, sequence_num: Option<u64>, seen: Timestamp) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = waiting.get(&key).filter(|before| before.session == session);
+        let sequence_num = sequence_num.or_else(|| before.and_then(|before| before.sequence_num));
+        waiting.insert(key.clone(), Settled { key, session, sequence_num, seen });
+    }
+
+    /// Takes what is noted of one session, for its release.
+    fn take(&self, key: &AgentKey, session: SessionId) -> Option<Settled> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.get(key)?.session == session { waiting.remove(key) } else { None }
+    }
+
+    fn take_all(&self) -> Vec<Settled> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *waiting).into_values().collect()
+    }
+}
+
+/// Writes progress until `stop`, and once more then.
+pub(crate) async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(FLUSH_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => flush(&shared).await,
+            () = stop.cancelled() => return flush(&shared).await,
+        }
+    }
+}
+
+async fn flush(shared: &Shared) {
+    let settled = shared.settler.take_all();
+    if settled.is_empty() {
+        return;
+    }
+    let count = settled.len();
+    match tokio::time::timeout(DEADLINE, shared.engines.ownership.settle(settled)).await {
+        Ok(Ok(not_holders)) => {
+            for (key, session) in not_holders {
+                if let Some(mailbox) = shared.registry.find(&key, session) {
+                    mailbox.put(Order::Close(key.uid, session, EndReason::Superseded));
+                }
+            }
+        }
+        // Lost progress makes the next session of these agents dirty: it is asked for full state.
+        Ok(Err(error)) => warn!(%error, count, "progress of sessions was not recorded"),
+        Err(_) => warn!(count, "progress of sessions was not recorded: ownership did not answer in time"),
+    }
+}
+
+/// The session is over: writes its last progress and gives the agent back.
+pub(crate) async fn release(shared: &Shared, key: &AgentKey, session: SessionId) {
+    let last = shared.settler.take(key, session);
+    let work = async {
+        if let Some(last) = last {
+            shared.engines.ownership.settle(vec![last]).await?;
+        }
+        shared.engines.ownership.release(key, session).await
+    };
+    match tokio::time::timeout(DEADLINE, work).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            warn!(tenant = %key.tenant, agent_id = %key.uid, %error, "an agent was not given back")
+        }
+        Err(_) => warn!(tenant = %key.tenant, agent_id = %key.uid, "an agent was not given back in time"),
+    }
+}

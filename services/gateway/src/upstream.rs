@@ -1,0 +1,207 @@
+//! What a connection asks of the engines: claims and publishes, with deadlines and refusals that an
+//! agent's operator can read.
+
+use std::time::Duration;
+
+use muster_domain::agent::{EndReason, Transport};
+use muster_domain::ids::{AgentKey, MessageId, Partition, SessionId};
+use muster_domain::sequence::Known;
+use muster_opamp::connection::{Claimed, NotNow, Publish};
+use muster_ports::bus::Subject;
+use muster_ports::log::PublishError;
+use muster_ports::ownership::{ClaimOutcome, ClaimRequest, Holder};
+use muster_proto::Message;
+use muster_proto::bus::{
+    ContestVerdict, ControlReply, ControlRequest, Envelope, ResolveContest, SessionEnded, SessionStarted,
+    control_reply, control_request,
+};
+use rand::Rng;
+use tracing::{error, warn};
+use uuid::Uuid;
+
+use crate::Shared;
+
+/// Longest wait for ownership.
+const CLAIM_DEADLINE: Duration = Duration::from_secs(2);
+/// Longest wait for control's verdict on a contested claim.
+const CONTEST_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest wait for the log.
+const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long an agent is asked to stay away: 30 to 60 s, so that a crowd does not return at once.
+pub(crate) fn retry_after() -> Duration {
+    Duration::from_millis(rand::rng().random_range(30_000..60_000))
+}
+
+fn not_now(reason: &str) -> NotNow {
+    NotNow { reason: reason.to_owned(), retry_after: retry_after() }
+}
+
+/// Claims an agent for a new session. A contested claim is decided by control.
+pub(crate) async fn claim(shared: &Shared, key: &AgentKey) -> Result<Claimed, NotNow> {
+    let session = SessionId(Uuid::now_v7());
+    let mut displace = None;
+    // Each turn follows a verdict; a second contest means that the agent came back twice meanwhile.
+    for _ in 0..3 {
+        match try_claim(shared, key, session, displace).await? {
+            ClaimOutcome::Granted { claim } => {
+                count(shared, "granted");
+                return Ok(Claimed { session, claim, known: Known::Nothing, previous: None });
+            }
+            ClaimOutcome::Resumed { claim, settled, previous } => {
+                count(shared, "resumed");
+                let known = settled.map_or(Known::Unsettled, Known::SettledTo);
+                return Ok(Claimed { session, claim, known, previous: Some(previous) });
+            }
+            ClaimOutcome::Contested { holder } => {
+                count(shared, "contested");
+                match resolve(shared, key, session, &holder).await {
+                    Ok(ContestVerdict::Takeover) => displace = Some(holder.session),
+                    Ok(_) => return Err(not_now("another live agent uses this instance_uid")),
+                    Err(error) => {
+                        warn!(tenant = %key.tenant, agent_id = %key.uid, %error, "control did not decide on a contested instance_uid");
+                        return Err(not_now(
+                            "the server cannot tell whether another agent uses this instance_uid",
+                        ));
+                    }
+                }
+            }
+        }
+    }
+    Err(not_now("several agents claim this instance_uid at once"))
+}
+
+fn count(shared: &Shared, result: &str) {
+    shared.metrics.claims.with_label_values(&[result]).inc();
+}
+
+async fn try_claim(
+    shared: &Shared,
+    key: &AgentKey,
+    session: SessionId,
+    displace: Option<SessionId>,
+) -> Result<ClaimOutcome, NotNow> {
+    let request = ClaimRequest {
+        key: key.clone(),
+        session,
+        gateway: shared.settings.gateway.clone(),
+        incarnation: shared.incarnation,
+        now: (shared.engines.clock)(),
+        displace,
+    };
+    let error = match tokio::time::timeout(CLAIM_DEADLINE, shared.engines.ownership.claim(request)).await {
+        Ok(Ok(outcome)) => return Ok(outcome),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "no answer in time".to_owned(),
+    };
+    count(shared, "failed");
+    warn!(tenant = %key.tenant, agent_id = %key.uid, error, "an agent could not be claimed");
+    Err(not_now("the server cannot register the agent now"))
+}
+
+async fn resolve(
+    shared: &Shared,
+    key: &AgentKey,
+    newcomer: SessionId,
+    holder: &Holder,
+) -> Result<ContestVerdict, String> {
+    let contest = ResolveContest {
+        instance_uid: key.uid.as_bytes().to_vec().into(),
+        newcomer_session_id: newcomer.as_bytes().to_vec().into(),
+        newcomer_gateway: shared.settings.gateway.to_string(),
+        holder_session_id: holder.session.as_bytes().to_vec().into(),
+        holder_gateway: holder.gateway.to_string(),
+        holder_claim: holder.claim.0,
+    };
+    let request = ControlRequest {
+        cell: shared.settings.cell.to_string(),
+        tenant: key.tenant.to_string(),
+        traceparent: String::new(),
+        request: Some(control_request::Request::ResolveContest(contest)),
+    };
+    let subject = Subject::Control(shared.settings.cell.clone());
+    let answer = shared
+        .engines
+        .bus
+        .request(&subject, request.encode_to_vec().into(), CONTEST_DEADLINE)
+        .await
+        .map_err(|error| error.to_string())?;
+    match ControlReply::decode(answer).map_err(|error| error.to_string())?.reply {
+        Some(control_reply::Reply::Contest(resolved)) => Ok(resolved.verdict()),
+        Some(control_reply::Reply::Error(error)) => Err(error),
+        _ => Err("control gave no verdict".to_owned()),
+    }
+}
+
+/// Publishes one entry and waits until the log has it.
+pub(crate) async fn publish(
+    shared: &Shared,
+    key: &AgentKey,
+    publish: Publish,
+    remote_addr: &str,
+) -> Result<(), NotNow> {
+    let envelope = envelope(shared, key, publish, remote_addr);
+    let id = MessageId(Uuid::now_v7());
+    let work = shared.engines.log.publish(Partition::of(key), id, envelope.encode_to_vec().into());
+    let (result, refusal) = match tokio::time::timeout(PUBLISH_DEADLINE, work).await {
+        Ok(Ok(_)) => ("stored", None),
+        Ok(Err(PublishError::TooLarge { size, limit })) => {
+            error!(tenant = %key.tenant, agent_id = %key.uid, size, limit, "a report is too large for the log");
+            ("too_large", Some("the report is too large for the server"))
+        }
+        Ok(Err(error)) => {
+            warn!(tenant = %key.tenant, agent_id = %key.uid, %error, "a report was not stored");
+            ("failed", Some("the server cannot store the report now"))
+        }
+        Err(_) => {
+            warn!(tenant = %key.tenant, agent_id = %key.uid, "a report was not stored in time");
+            ("failed", Some("the server cannot store the report now"))
+        }
+    };
+    shared.metrics.publishes.with_label_values(&[result]).inc();
+    refusal.map_or(Ok(()), |reason| Err(not_now(reason)))
+}
+
+fn envelope(shared: &Shared, key: &AgentKey, publish: Publish, remote_addr: &str) -> Envelope {
+    let (head, message) = publish.message.unzip();
+    Envelope {
+        cell: shared.settings.cell.to_string(),
+        tenant: key.tenant.to_string(),
+        instance_uid: key.uid.as_bytes().to_vec().into(),
+        session_id: publish.session.as_bytes().to_vec().into(),
+        claim: publish.claim.0,
+        gateway: shared.settings.gateway.to_string(),
+        incarnation: shared.incarnation.as_bytes().to_vec().into(),
+        traceparent: String::new(),
+        received_at_us: (shared.engines.clock)().0,
+        sequence_num: head.map_or(0, |head| head.sequence_num),
+        kinds: head.map_or(0, |head| head.kinds),
+        agent_to_server: message,
+        started: publish.started.map(|previous| SessionStarted {
+            previous_session_id: previous.map(|id| id.as_bytes().to_vec().into()).unwrap_or_default(),
+            transport: transport(Transport::WebSocket).into(),
+            remote_addr: remote_addr.to_owned(),
+        }),
+        ended: publish.ended.map(|reason| SessionEnded { reason: end_reason(reason).into() }),
+        dirty: publish.dirty,
+    }
+}
+
+fn transport(transport: Transport) -> muster_proto::bus::Transport {
+    match transport {
+        Transport::WebSocket => muster_proto::bus::Transport::Websocket,
+        Transport::Http => muster_proto::bus::Transport::Http,
+    }
+}
+
+fn end_reason(reason: EndReason) -> muster_proto::bus::EndReason {
+    use muster_proto::bus::EndReason as Wire;
+    match reason {
+        EndReason::AgentDisconnect => Wire::AgentDisconnect,
+        EndReason::ConnectionLost | EndReason::GatewayLost => Wire::ConnectionLost,
+        EndReason::GatewayStopped => Wire::GatewayStopped,
+        EndReason::Superseded => Wire::Superseded,
+        EndReason::Silent => Wire::Silent,
+        EndReason::ProtocolError => Wire::ProtocolError,
+    }
+}

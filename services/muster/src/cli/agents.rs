@@ -1,0 +1,313 @@
+//! `muster agents`: the fleet.
+
+use std::collections::BTreeMap;
+
+use clap::Subcommand;
+use muster_domain::ids::InstanceUid;
+use reqwest::Method;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use time::OffsetDateTime;
+
+use super::client::{Body, CliError, Client};
+use super::output::{Page, Printer, age, moment, or_dash, plain, table, yes_or_no};
+
+/// Commands on agents.
+#[derive(Debug, Clone, Subcommand)]
+pub enum AgentsCommand {
+    /// List agents.
+    List {
+        /// Only agents that this selects, by labels and attributes: 'env=prod,os.type in (linux,windows)'.
+        #[arg(short = 'l', long, value_name = "SELECTOR")]
+        selector: Option<String>,
+        /// At most so many agents.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        limit: Option<u64>,
+    },
+    /// Show an agent: what it reports, and what it should run.
+    Get {
+        /// The agent's instance_uid.
+        #[arg(value_name = "UID")]
+        uid: String,
+    },
+    /// Set labels of an agent (key=value), or remove them (key-).
+    Label {
+        /// The agent's instance_uid.
+        #[arg(value_name = "UID")]
+        uid: String,
+        /// A label to set or to remove.
+        #[arg(value_name = "KEY=VALUE|KEY-", required = true)]
+        changes: Vec<String>,
+    },
+}
+
+impl AgentsCommand {
+    pub(super) async fn run(self, client: &Client, printer: &mut Printer<'_>) -> Result<(), CliError> {
+        match self {
+            Self::List { selector, limit } => {
+                let query: Vec<_> =
+                    selector.as_deref().map(|selector| ("selector", selector)).into_iter().collect();
+                let limit = limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
+                let answer = client.list(&["agents"], &query, limit).await?;
+                printer.print(answer, |answer| Ok(list(client.read(answer)?, OffsetDateTime::now_utc())))
+            }
+            Self::Get { uid } => {
+                let answer = client.get(&["agents", &check_uid(&uid)?], &[]).await?;
+                printer.print(answer, |answer| Ok(page(client.read(answer)?, OffsetDateTime::now_utc())))
+            }
+            Self::Label { uid, changes } => {
+                let (uid, patch) = (check_uid(&uid)?, patch(&changes)?);
+                let path = ["agents", &uid, "labels"];
+                let answer = client.call(Method::PATCH, &path, &[], Body::MergePatch(patch)).await?;
+                printer.print(answer, |answer| {
+                    let Labels { labels } = client.read(answer)?;
+                    Ok(table(&["KEY", "VALUE"], labels.into_iter().map(|(key, value)| vec![key, value])))
+                })
+            }
+        }
+    }
+}
+
+/// The uid as the API writes it.
+fn check_uid(uid: &str) -> Result<String, CliError> {
+    let uid: InstanceUid = uid.parse().map_err(|error| CliError::Usage(format!("{error}")))?;
+    Ok(uid.to_string())
+}
+
+/// A merge patch from `key=value` and `key-`.
+fn patch(changes: &[String]) -> Result<Value, CliError> {
+    let mut patch = Map::new();
+    for change in changes {
+        let (key, value) = match (change.split_once('='), change.strip_suffix('-')) {
+            (Some((key, value)), _) => (key, Value::from(value)),
+            (None, Some(key)) => (key, Value::Null),
+            (None, None) => {
+                let what =
+                    format!("{change:?} is not a change of labels: write key=value to set, key- to remove");
+                return Err(CliError::Usage(what));
+            }
+        };
+        if key.is_empty() {
+            return Err(CliError::Usage(format!("{change:?} has no key")));
+        }
+        if patch.insert(key.to_owned(), value).is_some() {
+            return Err(CliError::Usage(format!("the label {key:?} is changed twice")));
+        }
+    }
+    Ok(Value::Object(patch))
+}
+
+#[derive(Deserialize)]
+struct Agents {
+    items: Vec<Agent>,
+}
+
+#[derive(Deserialize)]
+struct Labels {
+    labels: BTreeMap<String, String>,
+}
+
+/// An agent of the API. What it may lack is left out of tables.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Agent {
+    instance_uid: String,
+    connected: bool,
+    healthy: Option<bool>,
+    status: String,
+    last_seen: Option<String>,
+    first_seen: Option<String>,
+    attributes: Attributes,
+    labels: BTreeMap<String, String>,
+    capabilities: Vec<String>,
+    custom_capabilities: Vec<String>,
+    remote_config: RemoteConfig,
+    effective_config: BTreeMap<String, File>,
+    health: Option<Health>,
+    session: Option<Session>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Attributes {
+    identifying: BTreeMap<String, Value>,
+    non_identifying: BTreeMap<String, Value>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RemoteConfig {
+    desired_hash: Option<String>,
+    reported_hash: Option<String>,
+    status: String,
+    error_message: String,
+    failed_hash: Option<String>,
+    held: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct File {
+    body: String,
+    content_type: String,
+    encoding: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Health {
+    healthy: bool,
+    status: String,
+    last_error: String,
+    start_time: Option<String>,
+    components: BTreeMap<String, Health>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Session {
+    gateway: String,
+    transport: String,
+    remote_addr: String,
+    started_at: Option<String>,
+    ended_at: Option<String>,
+    end_reason: Option<String>,
+}
+
+impl Agent {
+    fn attribute(&self, key: &str) -> String {
+        let Attributes { identifying, non_identifying } = &self.attributes;
+        identifying.get(key).or_else(|| non_identifying.get(key)).map(plain).unwrap_or_default()
+    }
+
+    /// How far it is with its remote config, in a word.
+    fn config(&self) -> String {
+        match &self.remote_config {
+            RemoteConfig { held: Some(_), .. } => "HELD".to_owned(),
+            RemoteConfig { status, .. } if status == "UNSET" => "-".to_owned(),
+            RemoteConfig { status, .. } => or_dash(status),
+        }
+    }
+}
+
+fn list(agents: Agents, now: OffsetDateTime) -> String {
+    let row = |agent: Agent| {
+        vec![
+            agent.instance_uid.clone(),
+            or_dash(&agent.attribute("service.name")),
+            or_dash(&agent.attribute("service.version")),
+            yes_or_no(Some(agent.connected)),
+            yes_or_no(agent.healthy),
+            agent.config(),
+            age(agent.last_seen.as_deref(), now),
+        ]
+    };
+    let headings = ["INSTANCE_UID", "NAME", "VERSION", "CONNECTED", "HEALTHY", "CONFIG", "LAST SEEN"];
+    table(&headings, agents.items.into_iter().map(row))
+}
+
+fn page(agent: Agent, now: OffsetDateTime) -> String {
+    let config = &agent.remote_config;
+    let hash = |hash: &Option<String>| hash.clone().unwrap_or_default();
+    let values = |values: &BTreeMap<String, Value>| {
+        values.iter().map(|(key, value)| (key.clone(), plain(value))).collect::<Vec<_>>()
+    };
+    let mut page = Page::default()
+        .pairs(
+            "Agent",
+            [
+                ("instance_uid", agent.instance_uid.clone()),
+                ("name", agent.attribute("service.name")),
+                ("version", agent.attribute("service.version")),
+                ("connected", yes_or_no(Some(agent.connected))),
+                ("healthy", yes_or_no(agent.healthy)),
+                ("status", agent.status.clone()),
+                ("last seen", moment(agent.last_seen.as_deref(), now)),
+                ("first seen", moment(agent.first_seen.as_deref(), now)),
+            ],
+        )
+        .pairs("Labels", agent.labels.clone())
+        .pairs("Identifying attributes", values(&agent.attributes.identifying))
+        .pairs("Other attributes", values(&agent.attributes.non_identifying));
+    if let Some(session) = &agent.session {
+        let peer = format!("{} from {}", or_dash(&session.transport), or_dash(&session.remote_addr));
+        page = page.pairs(
+            "Session",
+            [
+                ("connection", peer),
+                ("gateway", session.gateway.clone()),
+                ("started", moment(session.started_at.as_deref(), now)),
+                ("ended", moment(session.ended_at.as_deref(), now)),
+                ("reason", session.end_reason.clone().unwrap_or_default()),
+            ],
+        );
+    }
+    let names = |names: &[String]| names.iter().map(|name| name.clone() + "\n").collect::<String>();
+    page = page
+        .part("Capabilities", &names(&agent.capabilities))
+        .part("Custom capabilities", &names(&agent.custom_capabilities))
+        .pairs(
+            "Remote config",
+            [
+                ("status", agent.config()),
+                ("error", config.error_message.clone()),
+                ("held back", config.held.clone().unwrap_or_default()),
+                ("desired", hash(&config.desired_hash)),
+                ("reported", hash(&config.reported_hash)),
+                ("failed", hash(&config.failed_hash)),
+            ],
+        );
+    if let Some(health) = &agent.health {
+        let mut rows = Vec::new();
+        add_health(&mut rows, "agent", health, 0, now);
+        page = page.part("Health", &table(&["COMPONENT", "HEALTHY", "STATUS", "UP", "LAST ERROR"], rows));
+    }
+    for (name, file) in &agent.effective_config {
+        let kind = file.encoding.as_ref().unwrap_or(&file.content_type);
+        let kind = if kind.is_empty() { String::new() } else { format!(" ({kind})") };
+        let name = if name.is_empty() { "(no name)" } else { name };
+        page = page.part(&format!("Effective config: {name}{kind}"), &file.body);
+    }
+    page.finish()
+}
+
+/// A row for each part, those of a part indented under it.
+fn add_health(rows: &mut Vec<Vec<String>>, name: &str, health: &Health, depth: usize, now: OffsetDateTime) {
+    rows.push(vec![
+        "  ".repeat(depth) + name,
+        yes_or_no(Some(health.healthy)),
+        or_dash(&health.status),
+        age(health.start_time.as_deref(), now),
+        health.last_error.clone(),
+    ]);
+    for (name, part) in &health.components {
+        add_health(rows, name, part, depth + 1, now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn changes(changes: &[&str]) -> Result<Value, String> {
+        let changes: Vec<_> = changes.iter().map(|change| (*change).to_owned()).collect();
+        patch(&changes).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn label_changes_are_kubectl_s() {
+        assert_eq!(
+            changes(&["env=prod", "team-", "note=a=b-", "empty="]).unwrap(),
+            serde_json::json!({"env": "prod", "team": null, "note": "a=b-", "empty": ""})
+        );
+        let bad = [
+            (&["env"][..], "\"env\" is not a change of labels: write key=value to set, key- to remove"),
+            (&["=x"], "\"=x\" has no key"),
+            (&["-"], "\"-\" has no key"),
+            (&["a=1", "a-"], "the label \"a\" is changed twice"),
+        ];
+        for (given, expected) in bad {
+            assert_eq!(changes(given).unwrap_err(), expected);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The client commands: what people and scripts do through the HTTP API.
+
+mod agents;
+mod apply;
+mod catalog;
+mod client;
+mod output;
+mod sources;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+use crate::config::{Secret, parse_duration};
+
+pub use agents::AgentsCommand;
+pub use apply::ApplyArgs;
+pub use catalog::{AssignmentsCommand, ConfigsCommand};
+pub use client::{CliError, PlacedError, Refusal};
+pub use output::Format;
+
+use client::Client;
+use output::Printer;
+
+/// Options of every client command.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Client options")]
+pub struct GlobalOptions {
+    /// Address of the HTTP API.
+    #[arg(
+        long,
+        global = true,
+        env = "MUSTER_SERVER_URL",
+        default_value = "http://127.0.0.1:4321",
+        value_name = "URL"
+    )]
+    pub server: String,
+    /// How results are printed: table, json or yaml.
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        default_value_t = Format::Table,
+        value_name = "FORMAT",
+        hide_possible_values = true
+    )]
+    pub output: Format,
+    /// Longest time to wait for an answer, such as 30s.
+    #[arg(long, global = true, default_value = "10s", value_name = "DURATION", value_parser = parse_timeout)]
+    pub timeout: Duration,
+    /// API token. Prefer the variable: other users can see arguments.
+    #[arg(
+        long,
+        global = true,
+        env = "MUSTER_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN",
+        value_parser = parse_token
+    )]
+    pub token: Option<Secret>,
+}
+
+/// What a client can do.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ClientCommand {
+    /// List, show and label agents.
+    #[command(subcommand)]
+    Agents(AgentsCommand),
+    /// Apply manifests: all of them, or none if one is wrong.
+    Apply(ApplyArgs),
+    /// List and show configuration templates.
+    #[command(subcommand)]
+    Configs(ConfigsCommand),
+    /// List and show assignments: which agents get which template.
+    #[command(subcommand)]
+    Assignments(AssignmentsCommand),
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = parse_duration(text).filter(|timeout| !timeout.is_zero());
+    timeout.ok_or_else(|| "must be a duration such as 250ms, 30s or 5m, more than 0".to_owned())
+}
+
+fn parse_token(text: &str) -> Result<Secret, String> {
+    Ok(text.to_owned().into())
+}
+
+/// Runs a command: its result goes to standard output, the reason of a failure to standard error.
+///
+/// A reader that goes away (`| head`) ends the command quietly, as an interrupt does.
+pub async fn run(command: ClientCommand, options: &GlobalOptions) -> ExitCode {
+    let mut out = std::io::stdout();
+    let result =
+        execute(command, options, &mut out).await.and_then(|()| out.flush().map_err(CliError::Output));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody is left to tell if this fails.
+            let _ = writeln!(std::io::stderr(), "{}", output::clean_lines(&error.report()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a command and writes its result.
+///
+/// # Errors
+/// If the command is not well formed, the server cannot be reached or refuses it, or the result
+/// cannot be written.
+pub async fn execute(
+    command: ClientCommand,
+    options: &GlobalOptions,
+    out: &mut dyn Write,
+) -> Result<(), CliError> {
+    let client = Client::new(options)?;
+    let mut printer = Printer::new(options.output, out);
+    match command {
+        ClientCommand::Agents(command) => command.run(&client, &mut printer).await,
+        ClientCommand::Apply(args) => args.run(&client, &mut printer).await,
+        ClientCommand::Configs(command) => command.run(&client, &mut printer).await,
+        ClientCommand::Assignments(command) => command.run(&client, &mut printer).await,
+    }
+}

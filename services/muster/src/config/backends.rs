@@ -1,0 +1,117 @@
+//! The sections of the engines that Muster keeps its data in.
+
+use std::time::Duration;
+
+use super::kinds::{Secret, choice, duration, list, one_of, secret, text, whole};
+use super::reader::{key, nested, optional, section};
+
+choice! {
+    /// An engine of the store.
+    DatabaseType {
+        /// SQLite, a file in the data directory.
+        Sqlite = "sqlite";
+        /// Postgres.
+        Postgres = "postgres";
+    }
+}
+
+section! {
+    /// Section `database`.
+    Database {
+        /// The engine of the store.
+        kind as "type": DatabaseType = key(one_of(), DatabaseType::Sqlite)
+            .refuse("`postgres`", |kind| refuse_word(*kind == DatabaseType::Postgres, "postgres", "sqlite"));
+        /// Address of the database, with its credentials.
+        connection_string: Option<Secret> = optional(secret()).without_effect();
+        /// Most connections to the database.
+        max_open_conns: u32 = key(whole(1), 100).without_effect();
+        /// Most idle connections that are kept.
+        max_idle_conns: u32 = key(whole(0), 10).without_effect();
+        /// Longest use of one connection.
+        conn_max_lifetime: Duration = key(duration(), Duration::from_secs(3600)).without_effect();
+        /// Names of indexes.
+        indexes: Vec<String> = key(list(text()), Vec::new()).ignored("Muster makes the indexes that it needs");
+    }
+}
+
+choice! {
+    /// An engine of the durable log.
+    BusType {
+        /// Within the process.
+        Memory = "memory";
+        /// NATS JetStream.
+        Nats = "nats";
+    }
+}
+
+section! {
+    /// Section `bus`.
+    Bus {
+        /// The engine of the durable log of agents' reports.
+        kind as "type": BusType = key(one_of(), BusType::Memory)
+            .refuse("`nats`", |kind| refuse_word(*kind == BusType::Nats, "nats", "memory"));
+        /// Its address, with its credentials.
+        url: Option<Secret> = optional(secret()).without_effect();
+    }
+}
+
+choice! {
+    /// An engine of ownership.
+    OwnershipType {
+        /// Within the process.
+        Memory = "memory";
+        /// Redis.
+        Redis = "redis";
+    }
+}
+
+section! {
+    /// Section `ownership`.
+    Ownership {
+        /// Where it is kept which gateway holds which agent.
+        kind as "type": OwnershipType = key(one_of(), OwnershipType::Memory)
+            .refuse("`redis`", |kind| refuse_word(*kind == OwnershipType::Redis, "redis", "memory"));
+        /// Its address, with its credentials.
+        url: Option<Secret> = optional(secret()).without_effect();
+    }
+}
+
+choice! {
+    /// A place for objects.
+    StorageType {
+        /// S3 or what speaks its protocol.
+        S3 = "s3";
+        /// Google Cloud Storage.
+        Gcs = "gcs";
+        /// A directory.
+        Filesystem = "filesystem";
+    }
+}
+
+section! {
+    /// Section `storage`.
+    Storage {
+        /// Where exports and backups of configurations go.
+        config: ObjectStorage = nested(ObjectStorage::read);
+        /// Where agent packages are.
+        packages: ObjectStorage = nested(ObjectStorage::read);
+    }
+}
+
+section! {
+    /// Section `storage.config` or `storage.packages`.
+    ObjectStorage {
+        /// The kind of the storage.
+        kind as "type": Option<StorageType> = optional(one_of());
+        /// The bucket, for `s3` and `gcs`.
+        bucket: Option<String> = optional(text());
+        /// The bucket's region.
+        region: Option<String> = optional(text());
+        /// The directory for `filesystem`, the prefix in a bucket.
+        path: Option<String> = optional(text());
+    }
+}
+
+fn refuse_word(refused: bool, word: &str, instead: &str) -> Option<String> {
+    refused.then(|| format!("{word:?} is not available in this version: use {instead:?}, or remove it"))
+}

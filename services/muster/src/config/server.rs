@@ -1,0 +1,190 @@
+//! The sections of what Muster serves: its listeners, and what it tells of itself.
+
+use std::io::IsTerminal as _;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::kinds::{boolean, bytes, choice, duration, endpoint, loopback, one_of, text, whole};
+use super::reader::{key, nested, optional, section};
+
+section! {
+    /// The listeners and what they share.
+    Server {
+        /// The OpAMP listener.
+        websocket: WebSocket = nested(WebSocket::read);
+        /// The HTTP API's listener.
+        http: Http = nested(Http::read);
+        /// The gRPC listener.
+        grpc: Grpc = nested(Grpc::read).without_effect();
+        /// TLS of the listeners.
+        tls: Tls = nested(Tls::read);
+        /// Whether addresses other than loopback may be served without authentication.
+        allow_insecure: bool = key(boolean(), false);
+        /// Over how long the sessions of agents are closed when Muster stops.
+        drain: Duration = key(duration(), Duration::from_secs(30));
+        /// Compression of what agents are sent.
+        compression: Compression = nested(Compression::read).without_effect();
+        /// Bounds of one write of agents' reports to the store; it never waits to fill.
+        batching: Batching = nested(Batching::read).without_effect();
+        /// How long what was read from the store is used again.
+        caching: Caching = nested(Caching::read).without_effect();
+    }
+}
+
+section! {
+    /// Section `server.websocket`.
+    WebSocket {
+        /// Where agents connect, over WebSocket and HTTP, at `/v1/opamp`.
+        endpoint: SocketAddr = key(endpoint(), loopback(4320));
+        /// Most connections of agents at a time. Another name: `server.max_connections`.
+        max_connections: usize = key(whole(1), 10_000);
+        /// Largest message that an agent may send.
+        max_message_size: usize = key(bytes(), 64 << 20);
+    }
+}
+
+section! {
+    /// Section `server.http`.
+    Http {
+        /// Where the HTTP API, `/health`, `/ready` and `/metrics` are served.
+        endpoint: SocketAddr = key(endpoint(), loopback(4321));
+    }
+}
+
+section! {
+    /// Section `server.grpc`.
+    Grpc {
+        /// Where the gRPC API is served.
+        endpoint: SocketAddr = key(endpoint(), loopback(4322));
+    }
+}
+
+section! {
+    /// Section `server.tls`.
+    Tls {
+        /// Whether the listeners speak TLS.
+        enabled: bool = key(boolean(), false).refuse("`true`", |enabled| {
+            enabled.then(|| "TLS does not work yet: remove it, or set it to false and run on loopback".to_owned())
+        });
+        /// File of the server's certificate and its chain, PEM.
+        cert_file: Option<String> = optional(text()).without_effect();
+        /// File of the certificate's private key, PEM.
+        key_file: Option<String> = optional(text()).without_effect();
+        /// File of the authorities whose client certificates are accepted (mTLS), PEM.
+        client_ca_file: Option<String> = optional(text()).without_effect().refuse("with TLS enabled", |_| None);
+    }
+}
+
+choice! {
+    /// How data is compressed.
+    Algorithm {
+        /// gzip.
+        Gzip = "gzip";
+    }
+}
+
+section! {
+    /// Section `server.compression`.
+    Compression {
+        /// Whether what is sent may be compressed.
+        enabled: bool = key(boolean(), false);
+        /// How it is compressed.
+        algorithm: Algorithm = key(one_of(), Algorithm::Gzip);
+    }
+}
+
+section! {
+    /// Section `server.batching`.
+    Batching {
+        /// Whether several reports are written at once.
+        enabled: bool = key(boolean(), true);
+        /// Most reports in one write.
+        max_batch_size: usize = key(whole(1), 100);
+        /// Longest time that one write may gather.
+        timeout: Duration = key(duration(), Duration::from_secs(1));
+    }
+}
+
+section! {
+    /// Section `server.caching`.
+    Caching {
+        /// How long configurations are kept in memory.
+        config_cache_ttl: Duration = key(duration(), Duration::from_secs(300));
+        /// How long the status of an agent is kept in memory.
+        agent_status_cache_ttl: Duration = key(duration(), Duration::from_secs(30));
+    }
+}
+
+section! {
+    /// Section `telemetry`.
+    Telemetry {
+        /// Metrics of Muster.
+        metrics: Metrics = nested(Metrics::read);
+        /// Traces of Muster.
+        traces: Traces = nested(Traces::read).without_effect();
+        /// The log of Muster.
+        logs: Logs = nested(Logs::read);
+    }
+}
+
+section! {
+    /// Section `telemetry.metrics`.
+    Metrics {
+        /// Where Prometheus finds the metrics, at `/metrics`.
+        endpoint: SocketAddr = key(endpoint(), loopback(8888));
+    }
+}
+
+section! {
+    /// Section `telemetry.traces`.
+    Traces {
+        /// Where traces are sent, OTLP: `host:4317` is gRPC, `host:4318` or a URL is HTTP.
+        endpoint: Option<String> = optional(text());
+    }
+}
+
+section! {
+    /// Section `telemetry.logs`.
+    Logs {
+        /// The least level that is logged.
+        level: LogLevel = key(one_of(), LogLevel::Info);
+        /// How log lines are written.
+        format: Option<LogFormat> = optional(one_of()).shown("text on a terminal, else json");
+    }
+}
+
+choice! {
+    /// A level of log lines.
+    LogLevel {
+        /// Nothing.
+        Off = "off";
+        /// What failed.
+        Error = "error";
+        /// And what may fail.
+        Warn = "warn";
+        /// And what happened.
+        Info = "info";
+        /// And why.
+        Debug = "debug";
+        /// And every step.
+        Trace = "trace";
+    }
+}
+
+choice! {
+    /// A format of log lines.
+    LogFormat {
+        /// Lines for people.
+        Text = "text";
+        /// A JSON object a line.
+        Json = "json";
+    }
+}
+
+impl Logs {
+    /// The format that was chosen, or the one that suits standard error.
+    pub fn format(&self) -> LogFormat {
+        let fitting = || if std::io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json };
+        self.format.unwrap_or_else(fitting)
+    }
+}

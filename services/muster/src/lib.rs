@@ -1,0 +1,8 @@
+//! The Muster program: configuration, telemetry, composition of the roles, command line.
+
+pub mod cli;
+pub mod config;
+pub mod demo;
+pub mod program;
+pub mod serve;
+pub mod telemetry;

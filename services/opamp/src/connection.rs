@@ -1,0 +1,468 @@
+//! The sessions of one connection: what each message does, what is published, what is answered.
+//!
+//! A [`Connection`] is fed with frames and with results of what it asked for; what is to be done is
+//! polled from it as [`Output`]s. Replies and publishes of one session stay in the order of its
+//! messages; sessions do not wait for each other. Nothing is answered before it is safe: a
+//! heartbeat at once, everything else when the log has it.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use muster_domain::agent::EndReason;
+use muster_domain::capabilities::AgentCapabilities;
+use muster_domain::ids::{Claim, InstanceUid, SessionId, Timestamp};
+use muster_domain::sequence::{Known, Step, Tracker};
+use muster_proto::opamp::ServerToAgent;
+
+use crate::frame;
+use crate::head::Head;
+use crate::reply;
+
+/// Messages of one session that may wait for the log at once; one more is refused.
+const MAX_WAITING: usize = 32;
+
+/// Bounds of a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Agents on one connection.
+    pub max_sessions: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_sessions: 10_000 }
+    }
+}
+
+/// Something to be done for a connection, in this order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    /// Claim this agent for a session; answer with [`Connection::claimed`] or
+    /// [`Connection::claim_failed`].
+    Claim(InstanceUid),
+    /// Publish to the log; answer with [`Connection::published`].
+    Publish(Publish),
+    /// Send this to the agent.
+    Send(ServerToAgent),
+    /// Everything of the session up to this sequence number is settled; `None` says only that the
+    /// agent was heard.
+    Settled {
+        /// The agent.
+        uid: InstanceUid,
+        /// Its session.
+        session: SessionId,
+        /// The sequence number.
+        sequence_num: Option<u64>,
+    },
+    /// The session is over: give the agent back.
+    Ended {
+        /// The agent.
+        uid: InstanceUid,
+        /// Its session.
+        session: SessionId,
+    },
+}
+
+/// An entry for the log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Publish {
+    /// The agent.
+    pub uid: InstanceUid,
+    /// Its session.
+    pub session: SessionId,
+    /// The session's claim.
+    pub claim: Claim,
+    /// Set on the session's first entry; holds the session before, if there was one.
+    pub started: Option<Option<SessionId>>,
+    /// The agent's message, without header.
+    pub message: Option<(Head, Bytes)>,
+    /// Set on the session's last entry.
+    pub ended: Option<EndReason>,
+    /// The session's state may be incomplete.
+    pub dirty: bool,
+}
+
+/// A claim that was granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claimed {
+    /// The session's id.
+    pub session: SessionId,
+    /// Its claim.
+    pub claim: Claim,
+    /// What was known of the agent.
+    pub known: Known,
+    /// The session before.
+    pub previous: Option<SessionId>,
+}
+
+/// Something that could not be done now, and when the agent should try again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotNow {
+    /// For the agent's operator.
+    pub reason: String,
+    /// For the agent.
+    pub retry_after: Duration,
+}
+
+/// The sessions of one connection.
+#[derive(Debug)]
+pub struct Connection {
+    limits: Limits,
+    sessions: HashMap<InstanceUid, Session>,
+    outputs: VecDeque<Output>,
+}
+
+#[derive(Debug)]
+struct Session {
+    phase: Phase,
+    /// Messages that wait for the claim, or for the log to take the message before.
+    waiting: VecDeque<(Head, Bytes)>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Ownership has been asked.
+    Claiming,
+    /// The session speaks for its agent.
+    Active(Active),
+}
+
+#[derive(Debug)]
+struct Active {
+    claimed: Claimed,
+    tracker: Tracker,
+    /// The last capabilities the agent named.
+    capabilities: AgentCapabilities,
+    /// The log was given the session's start, and may have it.
+    attempted: bool,
+    /// The log has the session's start.
+    announced: bool,
+    /// The server's capabilities have been sent.
+    introduced: bool,
+    /// The message that the log is taking.
+    in_flight: Option<Head>,
+    /// The session is to end for this reason once the log has what is in flight.
+    ending: Option<EndReason>,
+}
+
+impl Connection {
+    /// A connection without sessions.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, sessions: HashMap::new(), outputs: VecDeque::new() }
+    }
+
+    /// The next thing to do.
+    pub fn poll(&mut self) -> Option<Output> {
+        let output = self.outputs.pop_front();
+        if output.is_none() && self.outputs.capacity() > 0 {
+            self.outputs = VecDeque::new();
+        }
+        output
+    }
+
+    /// Takes the payload of one binary WebSocket message.
+    pub fn frame(&mut self, bytes: &Bytes, now: Timestamp) {
+        let message = match frame::decode(bytes) {
+            Ok(message) => message,
+            Err(error) => return self.send(reply::bad_request(None, &error.to_string())),
+        };
+        match Head::read(&message) {
+            Ok(head) => self.message(head, message, now),
+            Err(error) => self.send(reply::bad_request(None, &error.to_string())),
+        }
+    }
+
+    /// Takes one AgentToServer whose head was read.
+    pub fn message(&mut self, head: Head, message: Bytes, now: Timestamp) {
+        if !self.sessions.contains_key(&head.uid) {
+            if self.sessions.len() >= self.limits.max_sessions {
+                let reason = format!("this connection already carries {} agents", self.sessions.len());
+                return self.send(reply::bad_request(Some(head.uid), &reason));
+            }
+            self.outputs.push_back(Output::Claim(head.uid));
+            self.sessions.insert(head.uid, Session { phase: Phase::Claiming, waiting: VecDeque::new() });
+        }
+        let Some(session) = self.sessions.get_mut(&head.uid) else { return };
+        match &mut session.phase {
+            Phase::Active(active) if active.is_free() && session.waiting.is_empty() => {
+                active.take(head, message, now, &mut self.outputs);
+            }
+            _ if session.waiting.len() >= MAX_WAITING => {
+                if let Phase::Active(active) = &mut session.phase {
+                    active.tracker.mark_dirty();
+                }
+                let reason = "too many messages are waiting to be stored";
+                self.outputs.push_back(Output::Send(reply::unavailable(
+                    head.uid,
+                    reason,
+                    Duration::from_secs(30),
+                )));
+            }
+            _ => session.waiting.push_back((head, message)),
+        }
+    }
+
+    /// The claim was granted.
+    pub fn claimed(&mut self, uid: InstanceUid, claimed: Claimed, now: Timestamp) {
+        match self.sessions.get_mut(&uid) {
+            Some(session) if matches!(session.phase, Phase::Claiming) => {
+                session.phase = Phase::Active(Active {
+                    claimed,
+                    tracker: Tracker::new(claimed.known),
+                    capabilities: AgentCapabilities::default(),
+                    attempted: false,
+                    announced: false,
+                    introduced: false,
+                    in_flight: None,
+                    ending: None,
+                });
+                self.pump(uid, now);
+            }
+            // The connection was closed meanwhile: nobody is there to hold the agent.
+            _ => self.outputs.push_back(Output::Ended { uid, session: claimed.session }),
+        }
+    }
+
+    /// The claim was not granted: what waits is refused, and the session forgotten.
+    pub fn claim_failed(&mut self, uid: InstanceUid, not_now: &NotNow) {
+        let Some(session) = self.sessions.get(&uid) else { return };
+        if !matches!(session.phase, Phase::Claiming) {
+            return;
+        }
+        for _ in 0..session.waiting.len() {
+            let refusal = reply::unavailable(uid, &not_now.reason, not_now.retry_after);
+            self.outputs.push_back(Output::Send(refusal));
+        }
+        self.sessions.remove(&uid);
+    }
+
+    /// The log took the session's entry, or did not.
+    pub fn published(
+        &mut self,
+        uid: InstanceUid,
+        session: SessionId,
+        result: Result<(), NotNow>,
+        now: Timestamp,
+    ) {
+        let Some(active) = self.active(uid).filter(|active| active.claimed.session == session) else {
+            return;
+        };
+        let Some(head) = active.in_flight.take() else { return };
+        let mut sends = Vec::new();
+        let mut settled = None;
+        match result {
+            Ok(()) => {
+                active.announced = true;
+                settled = Some(active.settled(&head));
+                sends.push(active.answer(&head, now));
+                if head.is_disconnect() {
+                    active.ending = Some(EndReason::AgentDisconnect);
+                }
+            }
+            Err(not_now) => {
+                active.tracker.lost();
+                sends.push(reply::unavailable(uid, &not_now.reason, not_now.retry_after));
+            }
+        }
+        let said_goodbye = active.ending == Some(EndReason::AgentDisconnect);
+        let ended = active.ending.is_some().then_some(active.claimed);
+        self.outputs.extend(settled);
+        self.outputs.extend(sends.into_iter().map(Output::Send));
+        match ended {
+            // The goodbye itself was the session's last entry.
+            Some(claimed) if said_goodbye => self.forget(uid, claimed),
+            Some(claimed) => self.end(uid, claimed),
+            None => self.pump(uid, now),
+        }
+    }
+
+    /// The connection is gone or is being closed: every session ends for this reason.
+    pub fn close(&mut self, reason: EndReason) {
+        let uids: Vec<_> = self.sessions.keys().copied().collect();
+        for uid in uids {
+            self.close_session(uid, None, reason);
+        }
+    }
+
+    /// Ends one session, if it is the one named (any, for `None`).
+    pub fn close_session(&mut self, uid: InstanceUid, only: Option<SessionId>, reason: EndReason) {
+        let Some(session) = self.sessions.get_mut(&uid) else { return };
+        session.waiting.clear();
+        match &mut session.phase {
+            Phase::Claiming => {
+                self.sessions.remove(&uid);
+            }
+            Phase::Active(active) => {
+                if only.is_some_and(|only| only != active.claimed.session) {
+                    return;
+                }
+                active.ending = Some(reason);
+                if active.in_flight.is_none() {
+                    let claimed = active.claimed;
+                    self.end(uid, claimed);
+                }
+            }
+        }
+    }
+
+    /// Asks an agent for its full state, if the session is there.
+    pub fn request_full_state(&mut self, uid: InstanceUid, session: SessionId, now: Timestamp) {
+        let Some(active) = self.active(uid).filter(|active| active.claimed.session == session) else {
+            return;
+        };
+        active.tracker.asked(now);
+        self.send(reply::answer(uid, false, true));
+    }
+
+    /// When [`Connection::timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Timestamp> {
+        self.sessions.values().filter_map(|session| session.ask_due()).min()
+    }
+
+    /// Asks those agents for full state whose time has come.
+    pub fn timeout(&mut self, now: Timestamp) {
+        let due: Vec<_> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.ask_due().is_some_and(|due| due <= now))
+            .map(|(uid, _)| *uid)
+            .collect();
+        for uid in due {
+            if let Some(active) = self.active(uid) {
+                active.tracker.asked(now);
+                self.send(reply::answer(uid, false, true));
+            }
+        }
+    }
+
+    /// The session that speaks for an agent on this connection.
+    pub fn session(&self, uid: InstanceUid) -> Option<SessionId> {
+        match &self.sessions.get(&uid)?.phase {
+            Phase::Active(active) => Some(active.claimed.session),
+            Phase::Claiming => None,
+        }
+    }
+
+    /// How many agents the connection carries.
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    fn active(&mut self, uid: InstanceUid) -> Option<&mut Active> {
+        match &mut self.sessions.get_mut(&uid)?.phase {
+            Phase::Active(active) => Some(active),
+            Phase::Claiming => None,
+        }
+    }
+
+    fn send(&mut self, message: ServerToAgent) {
+        self.outputs.push_back(Output::Send(message));
+    }
+
+    /// Takes messages that waited, until one has to wait for the log.
+    fn pump(&mut self, uid: InstanceUid, now: Timestamp) {
+        let Some(session) = self.sessions.get_mut(&uid) else { return };
+        let Phase::Active(active) = &mut session.phase else { return };
+        while active.is_free() {
+            let Some((head, message)) = session.waiting.pop_front() else {
+                session.waiting = VecDeque::new();
+                return;
+            };
+            active.take(head, message, now, &mut self.outputs);
+        }
+    }
+
+    /// Publishes a session's end, if the log may know its start, and forgets it.
+    fn end(&mut self, uid: InstanceUid, claimed: Claimed) {
+        if let Some(active) = self.active(uid)
+            && active.attempted
+        {
+            let publish = Publish {
+                uid,
+                session: claimed.session,
+                claim: claimed.claim,
+                started: None,
+                message: None,
+                ended: active.ending,
+                dirty: active.tracker.is_dirty(),
+            };
+            self.outputs.push_back(Output::Publish(publish));
+        }
+        self.forget(uid, claimed);
+    }
+
+    fn forget(&mut self, uid: InstanceUid, claimed: Claimed) {
+        self.sessions.remove(&uid);
+        self.outputs.push_back(Output::Ended { uid, session: claimed.session });
+    }
+}
+
+impl Session {
+    fn ask_due(&self) -> Option<Timestamp> {
+        match &self.phase {
+            Phase::Active(active) if active.is_free() => active.tracker.ask_due(),
+            _ => None,
+        }
+    }
+}
+
+impl Active {
+    /// Whether the next message can be taken.
+    fn is_free(&self) -> bool {
+        self.in_flight.is_none() && self.ending.is_none()
+    }
+
+    fn take(&mut self, head: Head, message: Bytes, now: Timestamp, outputs: &mut VecDeque<Output>) {
+        let unnumbered = head.is_unnumbered();
+        if !unnumbered && self.tracker.step(head.numbered()) == Step::Repeat {
+            outputs.push_back(Output::Send(self.answer(&head, now)));
+            return;
+        }
+        let unchanged = head.capabilities == AgentCapabilities::default()
+            || (head.capabilities == self.capabilities && self.announced);
+        if head.is_plain() && unchanged && self.announced {
+            outputs.push_back(self.settled(&head));
+            outputs.push_back(Output::Send(self.answer(&head, now)));
+            return;
+        }
+        if head.capabilities != AgentCapabilities::default() {
+            self.capabilities = head.capabilities;
+        }
+        self.in_flight = Some(head);
+        self.attempted = true;
+        outputs.push_back(Output::Publish(Publish {
+            uid: head.uid,
+            session: self.claimed.session,
+            claim: self.claimed.claim,
+            started: (!self.announced).then_some(self.claimed.previous),
+            message: Some((head, message)),
+            ended: head.is_disconnect().then_some(EndReason::AgentDisconnect),
+            dirty: self.tracker.is_dirty(),
+        }));
+    }
+
+    /// A dirty session settles nothing: whoever takes the agent over must ask as well.
+    fn settled(&self, head: &Head) -> Output {
+        let counts = !head.is_unnumbered() && !self.tracker.is_dirty();
+        Output::Settled {
+            uid: head.uid,
+            session: self.claimed.session,
+            sequence_num: counts.then_some(head.sequence_num),
+        }
+    }
+
+    fn answer(&mut self, head: &Head, now: Timestamp) -> ServerToAgent {
+        let ask = self.tracker.ask_due().is_some_and(|due| due <= now);
+        if ask {
+            self.tracker.asked(now);
+        }
+        let first = !self.introduced;
+        self.introduced = true;
+        reply::answer(head.uid, first, ask)
+    }
+}
+
+#[cfg(test)]
+#[path = "connection_tests.rs"]
+mod tests;

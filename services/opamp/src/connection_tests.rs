@@ -1,0 +1,333 @@
+//! The session machine, driven by hand and by random input.
+
+use muster_proto::Message;
+use muster_proto::opamp::{AgentDescription, AgentDisconnect, AgentToServer, ServerToAgentFlags};
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+
+const NOW: Timestamp = Timestamp(1_000_000_000);
+
+fn uid(number: u8) -> InstanceUid {
+    InstanceUid(Uuid::from_bytes([number; 16]))
+}
+
+fn claimed(number: u128, known: Known) -> Claimed {
+    Claimed { session: SessionId(Uuid::from_u128(number)), claim: Claim(5), known, previous: None }
+}
+
+fn heartbeat(agent: u8, sequence_num: u64) -> AgentToServer {
+    AgentToServer {
+        instance_uid: uid(agent).as_bytes().to_vec(),
+        sequence_num,
+        capabilities: 1,
+        ..AgentToServer::default()
+    }
+}
+
+fn full(agent: u8, sequence_num: u64) -> AgentToServer {
+    AgentToServer { agent_description: Some(AgentDescription::default()), ..heartbeat(agent, sequence_num) }
+}
+
+fn frame(message: &AgentToServer) -> Bytes {
+    let mut bytes = vec![0];
+    message.encode(&mut bytes).unwrap();
+    bytes.into()
+}
+
+fn outputs(connection: &mut Connection) -> Vec<Output> {
+    std::iter::from_fn(|| connection.poll()).collect()
+}
+
+/// What an output is, in a word, for whole-value comparison.
+fn words(connection: &mut Connection) -> Vec<String> {
+    let word = |output: Output| match output {
+        Output::Claim(_) => "claim".to_owned(),
+        Output::Publish(publish) => {
+            let flag = |set: bool, word: &str| if set { format!(" {word}") } else { String::new() };
+            let mut text = "publish".to_owned();
+            text += &publish.message.map(|(head, _)| format!(" #{}", head.sequence_num)).unwrap_or_default();
+            text += &flag(publish.started.is_some(), "started");
+            text += &flag(publish.ended.is_some(), "ended");
+            text += &flag(publish.dirty, "dirty");
+            text
+        }
+        Output::Send(message) => match message.error_response {
+            Some(error) => format!("error: {}", error.error_message),
+            None => {
+                let ask = message.flags & ServerToAgentFlags::ReportFullState as u64 != 0;
+                let first = message.capabilities != 0;
+                format!("answer{}{}", if first { " first" } else { "" }, if ask { " ask" } else { "" })
+            }
+        },
+        Output::Settled { sequence_num, .. } => format!("settled {sequence_num:?}"),
+        Output::Ended { .. } => "ended".to_owned(),
+    };
+    outputs(connection).into_iter().map(word).collect()
+}
+
+/// A connection with one agent in sync, its message 0 published and answered.
+fn in_sync() -> Connection {
+    let mut connection = Connection::new(Limits::default());
+    connection.frame(&frame(&full(1, 0)), NOW);
+    assert_eq!(words(&mut connection), ["claim"]);
+    connection.claimed(uid(1), claimed(1, Known::Nothing), NOW);
+    assert_eq!(words(&mut connection), ["publish #0 started"]);
+    published(&mut connection);
+    assert_eq!(words(&mut connection), ["settled Some(0)", "answer first"]);
+    connection
+}
+
+fn published(connection: &mut Connection) {
+    connection.published(uid(1), SessionId(Uuid::from_u128(1)), Ok(()), NOW);
+}
+
+fn not_now() -> NotNow {
+    NotNow { reason: "the log is away".to_owned(), retry_after: Duration::from_secs(30) }
+}
+
+#[test]
+fn a_heartbeat_is_answered_without_the_log() {
+    let mut connection = in_sync();
+    connection.frame(&frame(&heartbeat(1, 1)), NOW);
+    assert_eq!(words(&mut connection), ["settled Some(1)", "answer"]);
+    let only_uid = AgentToServer { instance_uid: uid(1).as_bytes().to_vec(), ..AgentToServer::default() };
+    connection.frame(&frame(&only_uid), NOW);
+    assert_eq!(words(&mut connection), ["settled None", "answer"], "an unnumbered heartbeat is no gap");
+    connection.frame(&frame(&heartbeat(1, 2)), NOW);
+    assert_eq!(words(&mut connection), ["settled Some(2)", "answer"]);
+}
+
+#[test]
+fn changed_capabilities_are_no_heartbeat() {
+    let mut connection = in_sync();
+    connection.frame(&frame(&AgentToServer { capabilities: 3, ..heartbeat(1, 1) }), NOW);
+    assert_eq!(words(&mut connection), ["publish #1"]);
+}
+
+#[test]
+fn nothing_is_answered_before_the_log_has_it_and_order_is_kept() {
+    let mut connection = in_sync();
+    connection.frame(&frame(&full(1, 1)), NOW);
+    connection.frame(&frame(&heartbeat(1, 2)), NOW);
+    connection.frame(&frame(&full(1, 3)), NOW);
+    assert_eq!(words(&mut connection), ["publish #1"]);
+    published(&mut connection);
+    assert_eq!(
+        words(&mut connection),
+        ["settled Some(1)", "answer", "settled Some(2)", "answer", "publish #3"]
+    );
+}
+
+#[test]
+fn a_gap_is_asked_for_in_the_reply_to_that_message() {
+    let mut connection = in_sync();
+    connection.frame(&frame(&heartbeat(1, 5)), NOW);
+    assert_eq!(words(&mut connection), ["settled None", "answer ask"], "a dirty session settles nothing");
+    connection.frame(&frame(&heartbeat(1, 6)), NOW);
+    assert_eq!(words(&mut connection), ["settled None", "answer"], "asked once");
+    connection.frame(&frame(&full(1, 7)), NOW);
+    assert_eq!(words(&mut connection), ["publish #7"]);
+    published(&mut connection);
+    assert_eq!(words(&mut connection), ["settled Some(7)", "answer"]);
+}
+
+#[test]
+fn a_resumed_session_is_in_sync_when_the_sequence_goes_on() {
+    for (sequence_num, answer) in [(8, "answer first"), (9, "answer first ask")] {
+        let mut connection = Connection::new(Limits::default());
+        connection.frame(&frame(&heartbeat(1, sequence_num)), NOW);
+        connection.claimed(uid(1), claimed(1, Known::SettledTo(7)), NOW);
+        outputs(&mut connection);
+        published(&mut connection);
+        assert_eq!(words(&mut connection).last().map(String::as_str), Some(answer));
+    }
+}
+
+#[test]
+fn after_a_failed_publish_the_session_is_dirty_and_the_message_may_come_again() {
+    let mut connection = in_sync();
+    connection.frame(&frame(&full(1, 1)), NOW);
+    outputs(&mut connection);
+    connection.published(uid(1), SessionId(Uuid::from_u128(1)), Err(not_now()), NOW);
+    assert_eq!(words(&mut connection), ["error: the log is away"]);
+    assert_eq!(connection.poll_timeout(), Some(Timestamp(0)), "an ask is due");
+    connection.frame(&frame(&full(1, 1)), NOW);
+    assert_eq!(words(&mut connection), ["publish #1 dirty"]);
+}
+
+#[test]
+fn a_pending_ask_is_made_by_the_clock() {
+    let mut connection = in_sync();
+    connection.frame(&frame(&full(1, 1)), NOW);
+    outputs(&mut connection);
+    connection.published(uid(1), SessionId(Uuid::from_u128(1)), Err(not_now()), NOW);
+    outputs(&mut connection);
+    connection.timeout(NOW);
+    assert_eq!(words(&mut connection), ["answer ask"]);
+    connection.timeout(NOW);
+    assert_eq!(words(&mut connection), Vec::<String>::new());
+    assert!(connection.poll_timeout().is_some_and(|due| due > NOW));
+}
+
+#[test]
+fn goodbye_ends_the_session_once() {
+    let mut connection = in_sync();
+    let goodbye = AgentToServer { agent_disconnect: Some(AgentDisconnect::default()), ..heartbeat(1, 1) };
+    connection.frame(&frame(&goodbye), NOW);
+    assert_eq!(words(&mut connection), ["publish #1 ended"]);
+    published(&mut connection);
+    assert_eq!(words(&mut connection), ["settled Some(1)", "answer", "ended"]);
+    connection.close(EndReason::ConnectionLost);
+    assert_eq!(words(&mut connection), Vec::<String>::new());
+}
+
+#[test]
+fn a_lost_connection_ends_its_sessions_after_what_is_in_flight() {
+    let mut connection = in_sync();
+    connection.frame(&frame(&full(1, 1)), NOW);
+    assert_eq!(words(&mut connection), ["publish #1"]);
+    connection.close(EndReason::ConnectionLost);
+    assert_eq!(words(&mut connection), Vec::<String>::new());
+    published(&mut connection);
+    assert_eq!(words(&mut connection), ["settled Some(1)", "answer", "publish ended", "ended"]);
+    assert_eq!(connection.sessions(), 0);
+}
+
+#[test]
+fn a_claim_granted_too_late_is_given_back() {
+    let mut connection = Connection::new(Limits::default());
+    connection.frame(&frame(&full(1, 0)), NOW);
+    connection.close(EndReason::ConnectionLost);
+    outputs(&mut connection);
+    connection.claimed(uid(1), claimed(1, Known::Nothing), NOW);
+    assert_eq!(words(&mut connection), ["ended"]);
+}
+
+#[test]
+fn a_refused_claim_refuses_what_waits_and_the_next_message_claims_again() {
+    let mut connection = Connection::new(Limits::default());
+    connection.frame(&frame(&full(1, 0)), NOW);
+    outputs(&mut connection);
+    connection.claim_failed(uid(1), &not_now());
+    assert_eq!(words(&mut connection), ["error: the log is away"]);
+    connection.frame(&frame(&full(1, 1)), NOW);
+    assert_eq!(words(&mut connection), ["claim"]);
+}
+
+#[test]
+fn one_agent_of_a_connection_does_not_hold_up_another() {
+    let mut connection = in_sync();
+    connection.frame(&frame(&full(1, 1)), NOW);
+    connection.frame(&frame(&full(2, 0)), NOW);
+    assert_eq!(words(&mut connection), ["publish #1", "claim"]);
+    connection.claimed(uid(2), claimed(2, Known::Nothing), NOW);
+    assert_eq!(words(&mut connection), ["publish #0 started"]);
+    connection.close_session(uid(2), None, EndReason::ProtocolError);
+    assert_eq!(connection.session(uid(1)), Some(SessionId(Uuid::from_u128(1))));
+}
+
+#[test]
+fn a_connection_carries_a_bounded_number_of_agents() {
+    let mut connection = Connection::new(Limits { max_sessions: 1 });
+    connection.frame(&frame(&full(1, 0)), NOW);
+    connection.frame(&frame(&full(2, 0)), NOW);
+    assert_eq!(words(&mut connection), ["claim", "error: this connection already carries 1 agents"]);
+}
+
+#[test]
+fn waiting_messages_are_bounded() {
+    let mut connection = Connection::new(Limits::default());
+    for sequence_num in 0..100 {
+        connection.frame(&frame(&full(1, sequence_num)), NOW);
+    }
+    let words = words(&mut connection);
+    assert_eq!(words.len(), 1 + 100 - MAX_WAITING);
+    assert_eq!(words[1], "error: too many messages are waiting to be stored");
+}
+
+#[test]
+fn bad_frames_are_told_why_and_change_nothing() {
+    let mut connection = in_sync();
+    connection.frame(&Bytes::new(), NOW);
+    connection.frame(&Bytes::from_static(&[9, 9]), NOW);
+    connection.frame(&Bytes::from_static(&[0]), NOW);
+    connection.frame(&Bytes::from_static(&[0, 0x1a, 0xff]), NOW);
+    let words = words(&mut connection);
+    assert_eq!(words[0], "error: the message is empty: a WebSocket message begins with the header byte 0");
+    assert_eq!(words[1], "error: the header is 0x09: this server knows only 0");
+    assert_eq!(words[2], "error: instance_uid must be 16 bytes, this one has 0");
+    assert!(words[3].starts_with("error: the message is not an AgentToServer: "), "{}", words[3]);
+    connection.frame(&frame(&heartbeat(1, 1)), NOW);
+    assert_eq!(super::tests::words(&mut connection), ["settled Some(1)", "answer"]);
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_never_panic(frames in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..80), 0..20)) {
+        let mut connection = in_sync();
+        for bytes in frames {
+            connection.frame(&bytes.into(), NOW);
+        }
+        outputs(&mut connection);
+        connection.close(EndReason::ConnectionLost);
+    }
+
+    /// Whatever the order of messages and results: every message is answered exactly once, sessions
+    /// publish one at a time, and a closed connection gives every agent back that it was given.
+    #[test]
+    fn every_message_is_answered_once(
+        steps in proptest::collection::vec((0_u8..6, 1_u8..4, 0_u64..6), 1..60),
+    ) {
+        let mut connection = Connection::new(Limits::default());
+        let (mut sent, mut answered, mut granted, mut ended) = (0, 0, 0_u128, 0);
+        let mut claims: VecDeque<InstanceUid> = VecDeque::new();
+        let mut flying: VecDeque<Publish> = VecDeque::new();
+        let finish = steps.iter().copied().chain(std::iter::repeat_n((4, 1, 0), 400));
+        for (step, agent, sequence_num) in finish {
+            match step {
+                0 | 1 => {
+                    sent += 1;
+                    connection.frame(&frame(&full(agent, sequence_num)), NOW);
+                }
+                2 => {
+                    sent += 1;
+                    connection.frame(&frame(&heartbeat(agent, sequence_num)), NOW);
+                }
+                3 => {
+                    if let Some(publish) = flying.pop_front() {
+                        connection.published(publish.uid, publish.session, Err(not_now()), NOW);
+                    } else if let Some(uid) = claims.pop_front() {
+                        connection.claim_failed(uid, &not_now());
+                    }
+                }
+                _ => {
+                    if let Some(publish) = flying.pop_front() {
+                        connection.published(publish.uid, publish.session, Ok(()), NOW);
+                    } else if let Some(uid) = claims.pop_front() {
+                        granted += 1;
+                        connection.claimed(uid, claimed(granted, Known::Nothing), NOW);
+                    }
+                }
+            }
+            for output in outputs(&mut connection) {
+                match output {
+                    Output::Claim(uid) => claims.push_back(uid),
+                    Output::Publish(publish) => {
+                        prop_assert!(flying.iter().all(|other| other.uid != publish.uid), "two in flight");
+                        flying.push_back(publish);
+                    }
+                    Output::Send(_) => answered += 1,
+                    Output::Ended { .. } => ended += 1,
+                    Output::Settled { .. } => {}
+                }
+            }
+        }
+        prop_assert!(flying.is_empty() && claims.is_empty());
+        prop_assert_eq!(answered, sent);
+        connection.close(EndReason::ConnectionLost);
+        ended += outputs(&mut connection).iter().filter(|output| matches!(output, Output::Ended { .. })).count();
+        prop_assert_eq!(ended as u128, granted);
+    }
+}

@@ -1,0 +1,46 @@
+//! The contract of [`crate::store`].
+
+mod build;
+mod fleet;
+mod fold;
+mod intent;
+mod parts;
+
+use crate::store::Store;
+
+/// Runs every case, each on an empty store that `make` gives.
+pub async fn all<S: Store>(make: impl AsyncFn() -> S) {
+    fold::a_partition_row_is_made_once(&make().await).await;
+    fold::a_commit_moves_the_row(&make().await).await;
+    fold::an_old_generation_writes_nothing(&make().await).await;
+    fold::one_of_two_commits_wins(&make().await).await;
+    fold::moved_intent_writes_nothing(&make().await).await;
+    fold::many_agents_in_one_commit(&make().await).await;
+    fold::agents_are_found_by_key(&make().await).await;
+    fold::a_partition_is_paged_in_key_order(&make().await).await;
+    fold::cells_and_partitions_are_apart(&make().await).await;
+    fold::orphans_are_live_sessions_of_dead_gateways(&make().await).await;
+
+    parts::every_part_is_read_back(&make().await).await;
+    parts::every_kind_of_session_is_read_back(&make().await).await;
+    parts::a_part_that_is_not_written_stays(&make().await).await;
+    parts::a_new_agent_is_written_whole(&make().await).await;
+    parts::an_effective_config_is_replaced_whole(&make().await).await;
+
+    intent::there_is_none_at_first(&make().await).await;
+    intent::a_change_raises_the_revision_by_one(&make().await).await;
+    intent::a_stale_plan_writes_nothing(&make().await).await;
+    intent::one_of_two_changes_wins(&make().await).await;
+    intent::an_empty_change_raises_nothing(&make().await).await;
+    intent::templates_stand_in_the_order_of_their_creation(&make().await).await;
+    intent::an_assignment_is_replaced(&make().await).await;
+    intent::labels_are_set_and_removed(&make().await).await;
+    intent::labels_raise_the_revision_when_they_change(&make().await).await;
+    intent::an_unknown_agent_has_no_labels(&make().await).await;
+    intent::a_label_moves_the_intent_under_plans_and_commits(&make().await).await;
+    intent::tenants_are_apart(&make().await).await;
+
+    fleet::an_agent_is_read_with_all_its_parts(&make().await).await;
+    fleet::a_tenant_is_paged_in_order_of_uids(&make().await).await;
+    fleet::tenants_are_apart(&make().await).await;
+}

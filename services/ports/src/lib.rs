@@ -1,0 +1,37 @@
+//! What Muster's roles ask of engines: the log, ownership, the bus, key-value, the store.
+//!
+//! Each port is a trait of a few methods; its documentation states the consistency that a caller
+//! may rely on. [`contract`] holds the suite that every adapter passes.
+
+pub mod bus;
+pub mod contract;
+pub mod kv;
+pub mod log;
+pub mod ownership;
+pub mod store;
+
+/// Tells the time. Injected, so that tests and simulation rule over it.
+pub type Clock = std::sync::Arc<dyn Fn() -> muster_domain::ids::Timestamp + Send + Sync>;
+
+/// An engine that did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The engine is away, slow or full: the same call may succeed later.
+    #[error("{engine} is not available: {reason}")]
+    Unavailable {
+        /// Which engine.
+        engine: &'static str,
+        /// What it said.
+        reason: String,
+    },
+    /// The engine holds something that cannot be understood: trying again does not help.
+    #[error("{engine} holds unusable data in {place}: {reason}")]
+    Corrupt {
+        /// Which engine.
+        engine: &'static str,
+        /// Table, bucket or stream, and key.
+        place: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}

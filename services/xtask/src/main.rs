@@ -1,0 +1,78 @@
+//! Developer commands: `cargo xtask setup | test | lint | tidy`.
+
+mod lint;
+mod process;
+mod setup;
+mod tidy;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of Muster")]
+enum Xtask {
+    /// Find the tools that the tests need; install what is missing, or say how to.
+    Setup,
+    /// Check the tools, then run `cargo test --workspace --locked ARGS..`.
+    Test {
+        /// Handed to `cargo test` as they are, a `--` too.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Check formatting, clippy, tidy, the Go code and, where installed, cargo-deny.
+    Lint,
+    /// Check what compilers do not: the dependency table, module headers, file lengths, links.
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    match run(Xtask::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Xtask) -> Result<ExitCode> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).context("no workspace root")?;
+    std::env::set_current_dir(root).with_context(|| format!("cannot enter {}", root.display()))?;
+    match command {
+        Xtask::Setup => Ok(exit_code(setup::run(setup::Mode::Full)?.complete)),
+        Xtask::Test { .. } => test(),
+        Xtask::Lint => Ok(exit_code(lint::run()?)),
+        Xtask::Tidy => Ok(exit_code(tidy::run(root)?)),
+    }
+}
+
+fn test() -> Result<ExitCode> {
+    let tools = setup::run(setup::Mode::Quiet)?;
+    if !tools.complete {
+        return Ok(ExitCode::FAILURE);
+    }
+    // From the process and not from clap, which swallows the first `--`: it is for the test harness.
+    let args = std::env::args_os().skip(2);
+    let mut cargo = Command::new("cargo");
+    cargo.args(["test", "--workspace", "--locked"]).args(args).env("PATH", tools.path);
+    let status = process::status(&mut cargo)?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+fn exit_code(good: bool) -> ExitCode {
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn command_line_is_consistent() {
+        super::Xtask::command().debug_assert();
+    }
+}
