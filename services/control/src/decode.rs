@@ -164,7 +164,7 @@ mod tests {
                 pair("i", Some(Any::IntValue(-7))),
                 pair("d", Some(Any::DoubleValue(0.5))),
                 pair("nan", Some(Any::DoubleValue(f64::NAN))),
-                pair("x", Some(Any::BytesValue(vec![0, 255].into()))),
+                pair("x", Some(Any::BytesValue(vec![0, 255]))),
                 pair("a", Some(Any::ArrayValue(ArrayValue { values: vec![inner.clone()] }))),
                 pair(
                     "m",

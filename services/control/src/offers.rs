@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use muster_domain::desired::{DesiredConfig, DesiredFile};
-use muster_domain::ids::{AgentKey, ConfigHash, Digest, GatewayId, IntentRevision, SessionId, Tenant};
+use muster_domain::ids::{AgentKey, Digest, GatewayId, IntentRevision, SessionId, Tenant};
 use muster_ports::bus::Subject;
 use muster_proto::Message;
 use muster_proto::bus::delivery::Action;
@@ -39,44 +39,39 @@ type Group = (Tenant, GatewayId, IntentRevision, Vec<(String, String, Digest)>);
 
 /// Sends offers. One that is lost is sent again when its retry is due.
 pub(crate) async fn send(shared: &Shared, outgoing: Vec<Outgoing>) {
-    let mut groups: BTreeMap<Group, Vec<(AgentKey, SessionId, ConfigHash, Vec<DesiredFile>)>> =
-        BTreeMap::new();
+    let mut groups: BTreeMap<Group, Vec<Outgoing>> = BTreeMap::new();
     for offer in outgoing {
-        let name = |file: &DesiredFile| (file.name.clone(), file.content_type.clone(), file.digest);
-        let files = offer.config.files.iter().map(name).collect();
-        let group = (offer.key.tenant.clone(), offer.gateway, offer.revision, files);
-        groups.entry(group).or_default().push((
-            offer.key,
-            offer.session,
-            offer.config.hash,
-            offer.config.files,
-        ));
+        let file = |file: &DesiredFile| (file.name.clone(), file.content_type.clone(), file.digest);
+        let files = offer.config.files.iter().map(file).collect();
+        let group = (offer.key.tenant.clone(), offer.gateway.clone(), offer.revision, files);
+        groups.entry(group).or_default().push(offer);
     }
     for ((tenant, gateway, revision, files), targets) in groups {
+        let file = |(name, content_type, digest): &(String, String, Digest)| OfferedFile {
+            name: name.clone(),
+            content_type: content_type.clone(),
+            body_digest: bytes(&digest.0),
+        };
+        let files: Vec<_> = files.iter().map(file).collect();
         for chunk in targets.chunks(MAX_TARGETS) {
             let offer = RemoteConfigOffer {
                 intent_revision: revision.0,
-                files: files
-                    .iter()
-                    .map(|(name, content_type, digest)| OfferedFile {
-                        name: name.clone(),
-                        content_type: content_type.clone(),
-                        body_digest: bytes(&digest.0),
-                    })
-                    .collect(),
-                targets: chunk
-                    .iter()
-                    .map(|(key, session, hash, files)| OfferTarget {
-                        instance_uid: bytes(key.uid.as_bytes()),
-                        session_id: bytes(session.as_bytes()),
-                        config_hash: bytes(hash.as_bytes()),
-                        slots: files.iter().map(|file| SlotValues { values: file.slots.clone() }).collect(),
-                    })
-                    .collect(),
+                files: files.clone(),
+                targets: chunk.iter().map(target).collect(),
             };
             deliver(shared, &tenant, &gateway, Action::RemoteConfig(offer)).await;
             shared.metrics.offers.inc_by(chunk.len() as u64);
         }
+    }
+}
+
+fn target(offer: &Outgoing) -> OfferTarget {
+    let slots = |file: &DesiredFile| SlotValues { values: file.slots.clone() };
+    OfferTarget {
+        instance_uid: bytes(offer.key.uid.as_bytes()),
+        session_id: bytes(offer.session.as_bytes()),
+        config_hash: bytes(offer.config.hash.as_bytes()),
+        slots: offer.config.files.iter().map(slots).collect(),
     }
 }
 

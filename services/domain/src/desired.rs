@@ -12,6 +12,9 @@ use crate::template::{CompiledBody, CompiledFile, Slot, SlotSource, TypedValue};
 /// Labels that operators gave an agent.
 pub type Labels = BTreeMap<String, String>;
 
+/// Most bytes that the slots of one file may hold together; more of them hold the agent back.
+pub const MAX_SLOT_BYTES: usize = 1 << 20;
+
 /// Label that holds an agent's operator-set name, by which lists of agent ids may call it.
 pub const NAME_LABEL: &str = "name";
 
@@ -136,6 +139,9 @@ impl Planner {
             parts.push(Cow::Borrowed(file.content_type.as_bytes()));
             parts.push(Cow::Borrowed(&file.digest.0));
             parts.push(Cow::Owned((file.slots.len() as u64).to_be_bytes().to_vec()));
+            let held = |why: &str| Desired::Held {
+                reason: format!("assignment {:?}, file {:?}: {why}", assignment.name, file.name),
+            };
             let mut slots = Vec::with_capacity(file.slots.len());
             for slot in &file.slots {
                 match slot.value(agent, labels) {
@@ -143,12 +149,11 @@ impl Planner {
                         parts.push(Cow::Owned(canonical.into_bytes()));
                         slots.push(text);
                     }
-                    Err(missing) => {
-                        let reason =
-                            format!("assignment {:?}, file {:?}: {missing}", assignment.name, file.name);
-                        return Desired::Held { reason };
-                    }
+                    Err(missing) => return held(&missing),
                 }
+            }
+            if slots.iter().map(String::len).sum::<usize>() > MAX_SLOT_BYTES {
+                return held(&format!("its values are longer than {MAX_SLOT_BYTES} bytes together"));
             }
             desired.push(DesiredFile {
                 name: file.name.clone(),
@@ -247,5 +252,114 @@ fn typed(value: &serde_json::Value) -> TypedValue {
             (None, None) => TypedValue::String(number.to_string()),
         },
         other => TypedValue::String(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::ids::{AgentKey, InstanceUid, Timestamp};
+    use crate::intent::plan;
+    use crate::manifest;
+    use crate::report::Description;
+
+    const TEMPLATE: &str = "
+apiVersion: opamp.io/v1
+kind: ConfigTemplate
+metadata: {name: NAME, version: v1}
+spec:
+  variables:
+    - {name: rate, type: float, default: 0.25}
+  config: {rate: '{{.rate}}', host: '{{.agent.attributes[\"host.name\"]}}'}
+---
+";
+    const ASSIGNMENT: &str = "
+apiVersion: opamp.io/v1
+kind: ConfigAssignment
+metadata: {name: NAME}
+spec:
+  template: {name: TEMPLATE}
+  priority: PRIORITY
+  file: FILE
+  selector: {matchLabels: {team: blue}}
+---
+";
+
+    fn assignment(name: &str, template: &str, priority: &str, file: &str) -> String {
+        let text = ASSIGNMENT.replace("TEMPLATE", template).replace("NAME", name);
+        text.replace("PRIORITY", priority).replace("FILE", file)
+    }
+
+    fn planner(manifests: &[String]) -> Planner {
+        let documents = manifest::parse(&manifests.concat()).unwrap();
+        let mut intent = Intent::default();
+        let change = plan(&intent, &documents, Timestamp(1), Uuid::nil).unwrap();
+        for template in change.templates {
+            intent.templates.entry(template.name.clone()).or_default().push(template);
+        }
+        intent.assignments.extend(change.assignments.into_iter().map(|found| (found.name.clone(), found)));
+        Planner::new(&intent)
+    }
+
+    fn agent(attributes: &[(&str, &str)]) -> Agent {
+        let key = AgentKey { tenant: "default".parse().unwrap(), uid: InstanceUid(Uuid::from_u128(1)) };
+        let mut agent = Agent::new(key, Timestamp(1));
+        let pairs = attributes.iter().map(|(key, value)| ((*key).to_owned(), (*value).into()));
+        agent.state.description =
+            Some(Description { non_identifying: pairs.collect(), ..Description::default() });
+        agent
+    }
+
+    fn config(planner: &Planner, agent: &Agent, labels: &Labels) -> DesiredConfig {
+        match planner.desired(agent, labels) {
+            Desired::Config(config) => config,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_hash_is_over_inputs_and_has_a_test_vector() {
+        let one = planner(&[TEMPLATE.replace("NAME", "one"), assignment("a", "one", "0", "f")]);
+        let blue = agent(&[("team", "blue"), ("host.name", "h1")]);
+        let config = config(&one, &blue, &Labels::new());
+        // Agents that run this would be sent it again if the hash moved.
+        assert_eq!(
+            config.hash.to_string(),
+            "2387193b0d03f39e703753f2040bb01bd4831623e4e41d001fa40c6fbb347a81"
+        );
+        let other = agent(&[("team", "blue"), ("host.name", "h2")]);
+        assert_ne!(self::config(&one, &other, &Labels::new()).hash, config.hash);
+    }
+
+    #[test]
+    fn the_higher_priority_gives_a_file_and_others_compose() {
+        let texts = [
+            TEMPLATE.replace("NAME", "one"),
+            TEMPLATE.replace("NAME", "two").replace("0.25", "0.5"),
+            assignment("a", "one", "1", "f"),
+            assignment("b", "two", "2", "f"),
+            assignment("c", "one", "0", "g"),
+        ];
+        let blue = agent(&[("team", "blue"), ("host.name", "h1")]);
+        let files = config(&planner(&texts), &blue, &Labels::new()).files;
+        let slots: Vec<_> = files.iter().map(|file| (file.name.as_str(), file.slots[0].as_str())).collect();
+        assert_eq!(slots, [("f", "0.5"), ("g", "0.25")]);
+    }
+
+    #[test]
+    fn a_missing_attribute_holds_back_that_agent_with_the_reason() {
+        let one = planner(&[TEMPLATE.replace("NAME", "one"), assignment("a", "one", "0", "f")]);
+        let reason = "assignment \"a\", file \"f\": the agent has no attribute \"host.name\"".to_owned();
+        assert_eq!(one.desired(&agent(&[("team", "blue")]), &Labels::new()), Desired::Held { reason });
+    }
+
+    #[test]
+    fn a_label_hides_an_attribute() {
+        let one = planner(&[TEMPLATE.replace("NAME", "one"), assignment("a", "one", "0", "f")]);
+        let blue = agent(&[("team", "blue"), ("host.name", "h1")]);
+        let red = Labels::from([("team".to_owned(), "red".to_owned())]);
+        assert_eq!(one.desired(&blue, &red), Desired::Nothing);
     }
 }

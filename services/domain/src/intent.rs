@@ -176,7 +176,9 @@ fn plan_template(
     let revisions = after.templates.entry(manifest.name.clone()).or_default();
     let known = match &manifest.version {
         Some(version) => revisions.iter().find(|revision| revision.version == *version),
-        None => revisions.last().filter(|revision| revision.digest == digest),
+        None => revisions
+            .last()
+            .filter(|revision| revision.source == manifest.source || revision.digest == digest),
     };
     let outcome = |version: &str, action| Outcome {
         kind: "ConfigTemplate".to_owned(),
@@ -185,7 +187,8 @@ fn plan_template(
         action,
     };
     if let Some(known) = known {
-        if known.digest == digest {
+        // The text first: what an older program compiled from it may differ.
+        if known.source == manifest.source || known.digest == digest {
             return Ok((outcome(&known.version, Action::Unchanged), None));
         }
         return Err(vec![ManifestError {
@@ -335,5 +338,96 @@ fn follower_problems(variables: &[Variable], assignment: &Assignment) -> Vec<Str
     match check_typed_values(variables, &assignment.values) {
         Ok(_) => Vec::new(),
         Err(problems) => problems.into_iter().map(|problem| problem.to_string()).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest;
+
+    const TEMPLATE: &str = "
+apiVersion: opamp.io/v1
+kind: ConfigTemplate
+metadata: {name: base, version: v1}
+spec:
+  variables: [{name: size, type: int, required: true}]
+  config: {size: '{{.size}}'}
+---
+";
+    const ASSIGNMENT: &str = "
+apiVersion: opamp.io/v1
+kind: ConfigAssignment
+metadata: {name: all}
+spec: {template: {name: base}, values: {size: 3}, selector: {}}
+---
+";
+
+    fn try_apply(intent: &mut Intent, text: &str, at: u64) -> Result<Vec<Action>, Vec<String>> {
+        let told = |errors: Vec<ManifestError>| errors.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let documents = manifest::parse(text).map_err(told)?;
+        let change = plan(intent, &documents, Timestamp(at), Uuid::nil).map_err(told)?;
+        for template in change.templates {
+            intent.templates.entry(template.name.clone()).or_default().push(template);
+        }
+        intent.assignments.extend(change.assignments.into_iter().map(|found| (found.name.clone(), found)));
+        Ok(change.outcomes.iter().map(|outcome| outcome.action).collect())
+    }
+
+    #[test]
+    fn an_assignment_may_stand_before_its_template() {
+        let mut intent = Intent::default();
+        let both = format!("{ASSIGNMENT}{TEMPLATE}");
+        assert_eq!(try_apply(&mut intent, &both, 1), Ok(vec![Action::Created, Action::Created]));
+        assert_eq!(try_apply(&mut intent, &both, 2), Ok(vec![Action::Unchanged, Action::Unchanged]));
+        let changed = ASSIGNMENT.replace("size: 3", "size: 4");
+        assert_eq!(try_apply(&mut intent, &changed, 3), Ok(vec![Action::Configured]));
+        let all = &intent.assignments["all"];
+        assert_eq!((all.created_at, all.updated_at), (Timestamp(1), Timestamp(3)));
+    }
+
+    #[test]
+    fn a_template_without_version_gets_the_next_number() {
+        let mut intent = Intent::default();
+        let unversioned = TEMPLATE.replace(", version: v1", "");
+        assert_eq!(try_apply(&mut intent, &unversioned, 1), Ok(vec![Action::Created]));
+        assert_eq!(try_apply(&mut intent, &unversioned, 2), Ok(vec![Action::Unchanged]));
+        let changed = unversioned.replace("size:", "sizes:");
+        assert_eq!(try_apply(&mut intent, &changed, 3), Ok(vec![Action::Configured]));
+        let versions: Vec<_> = intent.templates["base"].iter().map(|found| found.version.as_str()).collect();
+        assert_eq!(versions, ["1", "2"]);
+    }
+
+    #[test]
+    fn a_version_never_changes() {
+        let mut intent = Intent::default();
+        try_apply(&mut intent, TEMPLATE, 1).unwrap();
+        let errors = try_apply(&mut intent, &TEMPLATE.replace("size:", "sizes:"), 2).unwrap_err();
+        assert!(
+            errors[0].contains("metadata.version: version \"v1\" of template \"base\" exists"),
+            "{errors:?}"
+        );
+    }
+
+    #[test]
+    fn a_new_version_must_fit_the_assignments_that_follow_it() {
+        let mut intent = Intent::default();
+        try_apply(&mut intent, &format!("{TEMPLATE}{ASSIGNMENT}"), 1).unwrap();
+        let text = TEMPLATE.replace("version: v1", "version: v2").replace("type: int", "type: string");
+        let errors = try_apply(&mut intent, &text, 2).unwrap_err();
+        assert!(errors[0].contains("assignment \"all\" follows this template"), "{errors:?}");
+        // Together with the assignment it goes; pinned to v1 the assignment does not care.
+        let both = format!("{text}{}", ASSIGNMENT.replace("size: 3", "size: three"));
+        try_apply(&mut intent.clone(), &both, 2).unwrap();
+        let pinned = ASSIGNMENT.replace("{name: base}", "{name: base, version: v1}");
+        try_apply(&mut intent, &pinned, 3).unwrap();
+        try_apply(&mut intent, &text, 4).unwrap();
+    }
+
+    #[test]
+    fn every_problem_is_told() {
+        let text = format!("{}{}", ASSIGNMENT.replace("base", "none"), ASSIGNMENT.replace("all", "b"));
+        let errors = try_apply(&mut Intent::default(), &text, 1).unwrap_err();
+        assert_eq!(errors.len(), 2, "{errors:?}");
     }
 }

@@ -9,7 +9,6 @@ use bytes::{BufMut, Bytes, BytesMut};
 use muster_domain::agent::EndReason;
 use muster_domain::ids::{AgentKey, InstanceUid, SessionId, Tenant, Timestamp};
 use muster_opamp::connection::{Connection, Limits, Output};
-use muster_opamp::frame;
 use muster_proto::encoding::{WireType, encode_key, encode_varint};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -109,7 +108,7 @@ impl Serving {
                     let result = upstream::publish(&self.shared, &key, publish, &remote_addr).await;
                     self.machine.published(key.uid, session, result, self.now());
                 }
-                Output::Send(message) => self.send(frame::encode(&message)).await?,
+                Output::Send(reply) => self.send(reply.frame()).await?,
                 Output::Settled { uid, session, sequence_num } => {
                     self.shared.settler.note(self.key(uid), session, sequence_num, self.now());
                 }

@@ -43,7 +43,7 @@ async fn handle(shared: &Shared, payload: Bytes) -> Result<(), String> {
         Some(Action::RemoteConfig(offer)) => offer_config(shared, &tenant, offer).await,
         Some(Action::RequestFullState(request)) => {
             for target in request.sessions {
-                put(shared, &tenant, &target, |uid, session| Order::RequestFullState(uid, session))?;
+                put(shared, &tenant, &target, Order::RequestFullState)?;
             }
             Ok(())
         }

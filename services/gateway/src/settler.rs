@@ -89,7 +89,7 @@ pub(crate) async fn release(shared: &Shared, key: &AgentKey, session: SessionId)
     match tokio::time::timeout(DEADLINE, work).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
-            warn!(tenant = %key.tenant, agent_id = %key.uid, %error, "an agent was not given back")
+            warn!(tenant = %key.tenant, agent_id = %key.uid, %error, "an agent was not given back");
         }
         Err(_) => warn!(tenant = %key.tenant, agent_id = %key.uid, "an agent was not given back in time"),
     }

@@ -13,11 +13,10 @@ use muster_domain::agent::EndReason;
 use muster_domain::capabilities::AgentCapabilities;
 use muster_domain::ids::{Claim, InstanceUid, SessionId, Timestamp};
 use muster_domain::sequence::{Known, Step, Tracker};
-use muster_proto::opamp::ServerToAgent;
 
 use crate::frame;
 use crate::head::Head;
-use crate::reply;
+use crate::reply::Reply;
 
 /// Messages of one session that may wait for the log at once; one more is refused.
 const MAX_WAITING: usize = 32;
@@ -44,7 +43,7 @@ pub enum Output {
     /// Publish to the log; answer with [`Connection::published`].
     Publish(Publish),
     /// Send this to the agent.
-    Send(ServerToAgent),
+    Send(Reply),
     /// Everything of the session up to this sequence number is settled; `None` says only that the
     /// agent was heard.
     Settled {
@@ -103,6 +102,12 @@ pub struct NotNow {
     pub reason: String,
     /// For the agent.
     pub retry_after: Duration,
+}
+
+impl NotNow {
+    fn to(&self, uid: InstanceUid) -> Output {
+        Output::Send(Reply::Unavailable { uid, reason: self.reason.clone(), retry_after: self.retry_after })
+    }
 }
 
 /// The sessions of one connection.
@@ -165,11 +170,11 @@ impl Connection {
     pub fn frame(&mut self, bytes: &Bytes, now: Timestamp) {
         let message = match frame::decode(bytes) {
             Ok(message) => message,
-            Err(error) => return self.send(reply::bad_request(None, &error.to_string())),
+            Err(error) => return self.refuse(None, error.to_string()),
         };
         match Head::read(&message) {
             Ok(head) => self.message(head, message, now),
-            Err(error) => self.send(reply::bad_request(None, &error.to_string())),
+            Err(error) => self.refuse(None, error.to_string()),
         }
     }
 
@@ -178,7 +183,7 @@ impl Connection {
         if !self.sessions.contains_key(&head.uid) {
             if self.sessions.len() >= self.limits.max_sessions {
                 let reason = format!("this connection already carries {} agents", self.sessions.len());
-                return self.send(reply::bad_request(Some(head.uid), &reason));
+                return self.refuse(Some(head.uid), reason);
             }
             self.outputs.push_back(Output::Claim(head.uid));
             self.sessions.insert(head.uid, Session { phase: Phase::Claiming, waiting: VecDeque::new() });
@@ -192,12 +197,11 @@ impl Connection {
                 if let Phase::Active(active) = &mut session.phase {
                     active.tracker.mark_dirty();
                 }
-                let reason = "too many messages are waiting to be stored";
-                self.outputs.push_back(Output::Send(reply::unavailable(
-                    head.uid,
-                    reason,
-                    Duration::from_secs(30),
-                )));
+                let not_now = NotNow {
+                    reason: "too many messages are waiting to be stored".to_owned(),
+                    retry_after: Duration::from_secs(30),
+                };
+                self.outputs.push_back(not_now.to(head.uid));
             }
             _ => session.waiting.push_back((head, message)),
         }
@@ -231,8 +235,7 @@ impl Connection {
             return;
         }
         for _ in 0..session.waiting.len() {
-            let refusal = reply::unavailable(uid, &not_now.reason, not_now.retry_after);
-            self.outputs.push_back(Output::Send(refusal));
+            self.outputs.push_back(not_now.to(uid));
         }
         self.sessions.remove(&uid);
     }
@@ -249,26 +252,24 @@ impl Connection {
             return;
         };
         let Some(head) = active.in_flight.take() else { return };
-        let mut sends = Vec::new();
-        let mut settled = None;
         match result {
             Ok(()) => {
                 active.announced = true;
-                settled = Some(active.settled(&head));
-                sends.push(active.answer(&head, now));
+                let settled = active.settled(&head);
+                let answer = active.answer(&head, now);
                 if head.is_disconnect() {
                     active.ending = Some(EndReason::AgentDisconnect);
                 }
+                self.outputs.extend([settled, answer]);
             }
             Err(not_now) => {
                 active.tracker.lost();
-                sends.push(reply::unavailable(uid, &not_now.reason, not_now.retry_after));
+                self.outputs.push_back(not_now.to(uid));
             }
         }
+        let Some(active) = self.active(uid) else { return };
         let said_goodbye = active.ending == Some(EndReason::AgentDisconnect);
         let ended = active.ending.is_some().then_some(active.claimed);
-        self.outputs.extend(settled);
-        self.outputs.extend(sends.into_iter().map(Output::Send));
         match ended {
             // The goodbye itself was the session's last entry.
             Some(claimed) if said_goodbye => self.forget(uid, claimed),
@@ -312,7 +313,7 @@ impl Connection {
             return;
         };
         active.tracker.asked(now);
-        self.send(reply::answer(uid, false, true));
+        self.ask(uid);
     }
 
     /// When [`Connection::timeout`] is due.
@@ -331,7 +332,7 @@ impl Connection {
         for uid in due {
             if let Some(active) = self.active(uid) {
                 active.tracker.asked(now);
-                self.send(reply::answer(uid, false, true));
+                self.ask(uid);
             }
         }
     }
@@ -356,8 +357,12 @@ impl Connection {
         }
     }
 
-    fn send(&mut self, message: ServerToAgent) {
-        self.outputs.push_back(Output::Send(message));
+    fn refuse(&mut self, uid: Option<InstanceUid>, reason: String) {
+        self.outputs.push_back(Output::Send(Reply::BadRequest { uid, reason }));
+    }
+
+    fn ask(&mut self, uid: InstanceUid) {
+        self.outputs.push_back(Output::Send(Reply::Answer { uid, first: false, full_state: true }));
     }
 
     /// Takes messages that waited, until one has to wait for the log.
@@ -416,14 +421,14 @@ impl Active {
     fn take(&mut self, head: Head, message: Bytes, now: Timestamp, outputs: &mut VecDeque<Output>) {
         let unnumbered = head.is_unnumbered();
         if !unnumbered && self.tracker.step(head.numbered()) == Step::Repeat {
-            outputs.push_back(Output::Send(self.answer(&head, now)));
+            outputs.push_back(self.answer(&head, now));
             return;
         }
         let unchanged = head.capabilities == AgentCapabilities::default()
             || (head.capabilities == self.capabilities && self.announced);
         if head.is_plain() && unchanged && self.announced {
             outputs.push_back(self.settled(&head));
-            outputs.push_back(Output::Send(self.answer(&head, now)));
+            outputs.push_back(self.answer(&head, now));
             return;
         }
         if head.capabilities != AgentCapabilities::default() {
@@ -452,14 +457,14 @@ impl Active {
         }
     }
 
-    fn answer(&mut self, head: &Head, now: Timestamp) -> ServerToAgent {
+    fn answer(&mut self, head: &Head, now: Timestamp) -> Output {
         let ask = self.tracker.ask_due().is_some_and(|due| due <= now);
         if ask {
             self.tracker.asked(now);
         }
         let first = !self.introduced;
         self.introduced = true;
-        reply::answer(head.uid, first, ask)
+        Output::Send(Reply::Answer { uid: head.uid, first, full_state: ask })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The session machine, driven by hand and by random input.
 
 use muster_proto::Message;
-use muster_proto::opamp::{AgentDescription, AgentDisconnect, AgentToServer, ServerToAgentFlags};
+use muster_proto::opamp::{AgentDescription, AgentDisconnect, AgentToServer};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -53,14 +53,12 @@ fn words(connection: &mut Connection) -> Vec<String> {
             text += &flag(publish.dirty, "dirty");
             text
         }
-        Output::Send(message) => match message.error_response {
-            Some(error) => format!("error: {}", error.error_message),
-            None => {
-                let ask = message.flags & ServerToAgentFlags::ReportFullState as u64 != 0;
-                let first = message.capabilities != 0;
-                format!("answer{}{}", if first { " first" } else { "" }, if ask { " ask" } else { "" })
-            }
-        },
+        Output::Send(Reply::Answer { first, full_state, .. }) => {
+            format!("answer{}{}", if first { " first" } else { "" }, if full_state { " ask" } else { "" })
+        }
+        Output::Send(Reply::BadRequest { reason, .. } | Reply::Unavailable { reason, .. }) => {
+            format!("error: {reason}")
+        }
         Output::Settled { sequence_num, .. } => format!("settled {sequence_num:?}"),
         Output::Ended { .. } => "ended".to_owned(),
     };

@@ -1,7 +1,8 @@
-//! What the server says to an agent, as ServerToAgent messages.
+//! What the server says to an agent by itself: answers, and refusals with their reasons.
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use muster_domain::capabilities::ServerCapabilities;
 use muster_domain::ids::InstanceUid;
 use muster_proto::opamp::server_error_response::Details;
@@ -9,34 +10,66 @@ use muster_proto::opamp::{
     RetryInfo, ServerErrorResponse, ServerErrorResponseType, ServerToAgent, ServerToAgentFlags,
 };
 
+use crate::frame;
+
 /// Longest reason put into an error_response, in bytes.
 const MAX_REASON: usize = 500;
 
-/// The plain answer to a message. `first` adds the server's capabilities; `full_state` asks for a
-/// full report (ServerToAgentFlags.ReportFullState).
-pub fn answer(uid: InstanceUid, first: bool, full_state: bool) -> ServerToAgent {
-    ServerToAgent {
-        instance_uid: uid.as_bytes().to_vec(),
-        capabilities: if first { ServerCapabilities::PRESENT.0 } else { 0 },
-        flags: if full_state { ServerToAgentFlags::ReportFullState as u64 } else { 0 },
-        ..ServerToAgent::default()
-    }
+/// One message to an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// The plain answer to a message, or a message that only asks.
+    Answer {
+        /// The agent.
+        uid: InstanceUid,
+        /// Whether the server introduces itself: its capabilities are added.
+        first: bool,
+        /// Whether a full report is asked for (ServerToAgentFlags.ReportFullState).
+        full_state: bool,
+    },
+    /// The message is refused (ServerErrorResponseType.BadRequest).
+    BadRequest {
+        /// The agent, as far as it is known.
+        uid: Option<InstanceUid>,
+        /// What is wrong, for the agent's operator.
+        reason: String,
+    },
+    /// The message could not be taken now (ServerErrorResponseType.Unavailable).
+    Unavailable {
+        /// The agent.
+        uid: InstanceUid,
+        /// Why, for the agent's operator.
+        reason: String,
+        /// When to try again.
+        retry_after: Duration,
+    },
 }
 
-/// Refuses a message. The uid is echoed as far as there is one.
-pub fn bad_request(uid: Option<InstanceUid>, reason: &str) -> ServerToAgent {
-    let mut end = reason.len().min(MAX_REASON);
-    while !reason.is_char_boundary(end) {
-        end -= 1;
+impl Reply {
+    /// The payload of the WebSocket message.
+    pub fn frame(&self) -> Bytes {
+        frame::encode(&self.message())
     }
-    error(uid, ServerErrorResponseType::BadRequest, &reason[..end], None)
-}
 
-/// Says that the message could not be taken now and may be sent again after this long.
-pub fn unavailable(uid: InstanceUid, reason: &str, retry_after: Duration) -> ServerToAgent {
-    let nanoseconds = u64::try_from(retry_after.as_nanos()).unwrap_or(u64::MAX);
-    let details = Details::RetryInfo(RetryInfo { retry_after_nanoseconds: nanoseconds });
-    error(Some(uid), ServerErrorResponseType::Unavailable, reason, Some(details))
+    /// The message. An error_response stands alone in it (specification, "ServerErrorResponse").
+    pub fn message(&self) -> ServerToAgent {
+        match self {
+            Self::Answer { uid, first, full_state } => ServerToAgent {
+                instance_uid: uid.as_bytes().to_vec(),
+                capabilities: if *first { ServerCapabilities::PRESENT.0 } else { 0 },
+                flags: if *full_state { ServerToAgentFlags::ReportFullState as u64 } else { 0 },
+                ..ServerToAgent::default()
+            },
+            Self::BadRequest { uid, reason } => {
+                error(*uid, ServerErrorResponseType::BadRequest, reason, None)
+            }
+            Self::Unavailable { uid, reason, retry_after } => {
+                let nanoseconds = u64::try_from(retry_after.as_nanos()).unwrap_or(u64::MAX);
+                let details = Details::RetryInfo(RetryInfo { retry_after_nanoseconds: nanoseconds });
+                error(Some(*uid), ServerErrorResponseType::Unavailable, reason, Some(details))
+            }
+        }
+    }
 }
 
 fn error(
@@ -45,11 +78,12 @@ fn error(
     reason: &str,
     details: Option<Details>,
 ) -> ServerToAgent {
+    let end = reason.floor_char_boundary(MAX_REASON);
     ServerToAgent {
         instance_uid: uid.map(|uid| uid.as_bytes().to_vec()).unwrap_or_default(),
         error_response: Some(ServerErrorResponse {
             r#type: kind.into(),
-            error_message: reason.to_owned(),
+            error_message: reason[..end].to_owned(),
             details,
         }),
         ..ServerToAgent::default()

@@ -171,6 +171,16 @@ fn an_assignment_is_read() {
     let least = assignment(&mk_assignment("  template: {name: t}\n  selector: {}\n"));
     assert_eq!((least.selector, least.priority, least.file), (AgentSelector::default(), 0, None));
     assert_eq!(least.values, GivenValues { entries: Vec::new(), span: Span { line: 6, column: 3 } });
+
+    let empty = assignment(&mk_assignment(
+        "  template: {name: t}\n  selector: {}\n  values:\n  priority:\n  file: ~\n",
+    ));
+    assert_eq!((empty.priority, empty.file, empty.values), (0, None, least.values));
+    let error = errors(&mk_assignment("  template: {name: t}\n  selector:\n"));
+    assert_eq!(
+        error,
+        "line 6, column 3: spec.selector: is missing: add it; `selector: {}` matches every agent"
+    );
 }
 
 #[test]

@@ -8,6 +8,9 @@ use crate::yaml::{Located, Node, Resolved, Span, brief, did_you_mean, resolve};
 /// Longest string value, in bytes.
 pub const MAX_VALUE: usize = 64 << 10;
 
+/// Most characters of a name in the path of a field.
+const MAX_SHOWN_NAME: usize = 80;
+
 /// The values that a manifest gives: `spec.values`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GivenValues {
@@ -68,7 +71,10 @@ fn check<'a, F: FnOnce(VariableType) -> Result<TypedValue, String>>(
         if problems.len() >= MAX_PROBLEMS {
             return Err(problems);
         }
-        let problem = |message, span| Problem { field: format!("spec.values.{name}"), message, span };
+        let problem = |message, span| {
+            let shown: String = name.chars().take(MAX_SHOWN_NAME).collect();
+            Problem { field: format!("spec.values.{shown}"), message, span }
+        };
         let Some(variable) = variables.iter().find(|variable| variable.name == name) else {
             let hint = did_you_mean(name, variables.iter().map(|variable| variable.name.as_str()));
             let message = format!("the template has no variable {}{hint}", brief(name));

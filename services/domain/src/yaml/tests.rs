@@ -183,6 +183,8 @@ l: \"one \\ntwo\\n\\n\"
 ";
     assert_eq!(emitted(bare(&one(text))), text);
     assert_eq!(emitted(Tree::Mapping(Vec::new())), "{}\n");
+    // A plain scalar that would not be read back is written as the string it is.
+    assert_eq!(emitted(Tree::Plain("a: b".to_owned())), "\"a: b\"\n");
     let long = "k".repeat(600);
     let tree =
         Tree::Mapping(vec![(string(&long), Tree::Mapping(vec![(string("a"), Tree::Plain(String::new()))]))]);

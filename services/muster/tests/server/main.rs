@@ -1,4 +1,5 @@
 //! The real program, driven from outside: agents over WebSocket, people over REST and the command line.
+#![expect(clippy::unwrap_used, reason = "tests end with their panics")]
 
 mod bad_input;
 mod demo;

@@ -1,0 +1,240 @@
+//! Control on engines in memory: what is in the log becomes stored state, in order, once.
+#![expect(clippy::unwrap_used, reason = "tests end with their panics")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use muster_adapters_memory::{MemoryBus, MemoryKeyValue, MemoryLog, MemoryStore};
+use muster_control::{Engines, Metrics, Settings, run};
+use muster_domain::ids::{AgentKey, InstanceUid, MessageId, Partition, Timestamp};
+use muster_domain::intent::plan;
+use muster_domain::manifest;
+use muster_ports::bus::{Bus, Subject};
+use muster_ports::log::Log;
+use muster_ports::store::{FleetStore, IntentStore, StoredAgent};
+use muster_proto::Message;
+use muster_proto::bus::delivery::Action;
+use muster_proto::bus::{Delivery, Envelope, SessionStarted};
+use muster_proto::opamp::any_value::Value;
+use muster_proto::opamp::{AgentDescription, AgentToServer, AnyValue, KeyValue};
+use prometheus::Registry;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+const SOON: Duration = Duration::from_secs(10);
+
+struct Cluster {
+    log: Arc<MemoryLog>,
+    bus: Arc<MemoryBus>,
+    store: Arc<MemoryStore>,
+    kv: Arc<MemoryKeyValue>,
+    registry: Registry,
+    stop: CancellationToken,
+    controls: Vec<JoinHandle<()>>,
+}
+
+impl Cluster {
+    fn new() -> Self {
+        Self {
+            log: Arc::new(MemoryLog::default()),
+            bus: Arc::new(MemoryBus::default()),
+            store: Arc::new(MemoryStore::default()),
+            kv: Arc::new(MemoryKeyValue::default()),
+            registry: Registry::new(),
+            stop: CancellationToken::new(),
+            controls: Vec::new(),
+        }
+    }
+
+    /// Starts one more control. All of them work on all partitions.
+    fn start_control(&mut self) {
+        let clock = Arc::new(AtomicU64::new(1_000_000));
+        let engines = Engines {
+            log: self.log.clone(),
+            bus: self.bus.clone(),
+            kv: self.kv.clone(),
+            fold: self.store.clone(),
+            intent: self.store.clone(),
+            clock: Arc::new(move || Timestamp(clock.fetch_add(1, Ordering::Relaxed))),
+        };
+        self.registry = Registry::new();
+        let metrics = Metrics::register(&self.registry).unwrap();
+        // Small batches: two controls meet often.
+        let settings = Settings { max_batch: 3, ..Settings::new("default".parse().unwrap()) };
+        let stop = self.stop.clone();
+        self.controls.push(tokio::spawn(async move { run(settings, engines, metrics, stop).await.unwrap() }));
+    }
+
+    async fn stop(&mut self) {
+        self.stop.cancel();
+        for control in self.controls.drain(..) {
+            control.await.unwrap();
+        }
+    }
+
+    async fn publish(&self, key: &AgentKey, payload: Vec<u8>) {
+        let id = MessageId(Uuid::now_v7());
+        self.log.publish(Partition::of(key), id, payload.into()).await.unwrap();
+    }
+
+    /// The n-th report of an agent: its attribute `n` says so.
+    async fn report(&self, key: &AgentKey, n: u64) {
+        let attribute =
+            |key: &str, value| KeyValue { key: key.to_owned(), value: Some(AnyValue { value: Some(value) }) };
+        let description = AgentDescription {
+            non_identifying_attributes: vec![
+                attribute("n", Value::IntValue(i64::try_from(n).unwrap())),
+                attribute("team", Value::StringValue("blue".to_owned())),
+            ],
+            ..AgentDescription::default()
+        };
+        let message = AgentToServer {
+            instance_uid: key.uid.as_bytes().to_vec(),
+            sequence_num: n,
+            capabilities: 0x1003,
+            agent_description: Some(description),
+            ..AgentToServer::default()
+        };
+        let envelope = Envelope {
+            cell: "default".to_owned(),
+            tenant: key.tenant.to_string(),
+            instance_uid: key.uid.as_bytes().to_vec().into(),
+            session_id: Uuid::from_u128(7).as_bytes().to_vec().into(),
+            claim: 1,
+            gateway: "gw".to_owned(),
+            incarnation: Uuid::from_u128(8).as_bytes().to_vec().into(),
+            received_at_us: 1_000_000,
+            sequence_num: n,
+            agent_to_server: Some(message.encode_to_vec().into()),
+            started: (n == 0).then(SessionStarted::default),
+            ..Envelope::default()
+        };
+        self.publish(key, envelope.encode_to_vec()).await;
+    }
+
+    /// Waits until every one of these agents has its n-th report, and returns them.
+    async fn agents_at(&self, keys: &[AgentKey], n: u64) -> Vec<StoredAgent> {
+        let all = async {
+            let mut agents = Vec::new();
+            for key in keys {
+                loop {
+                    let found = self.store.agent(key).await.unwrap();
+                    match found.filter(|(stored, _)| stored.agent.state.sequence_num == n) {
+                        Some((stored, _)) => break agents.push(stored),
+                        None => tokio::task::yield_now().await,
+                    }
+                }
+            }
+            agents
+        };
+        tokio::time::timeout(SOON, all).await.unwrap()
+    }
+
+    fn metric(&self, name: &str) -> f64 {
+        let families = self.registry.gather();
+        let metrics =
+            families.iter().filter(|family| family.name() == name).flat_map(|family| family.get_metric());
+        metrics.map(|metric| metric.get_counter().get_value()).sum()
+    }
+
+    async fn apply(&self, text: &str) {
+        let tenant = "default".parse().unwrap();
+        let documents = manifest::parse(text).unwrap();
+        let intent = self.store.intent(&tenant).await.unwrap();
+        let change = plan(&intent, &documents, Timestamp(1), Uuid::now_v7).unwrap();
+        self.store.change(&tenant, &change).await.unwrap();
+        self.bus.publish(&Subject::Wake("default".parse().unwrap()), Default::default()).await.unwrap();
+    }
+}
+
+fn key(number: u128) -> AgentKey {
+    AgentKey { tenant: "default".parse().unwrap(), uid: InstanceUid(Uuid::from_u128(number)) }
+}
+
+const MANIFESTS: &str = "
+apiVersion: opamp.io/v1
+kind: ConfigTemplate
+metadata: {name: base}
+spec: {config: {a: 1}}
+---
+apiVersion: opamp.io/v1
+kind: ConfigAssignment
+metadata: {name: blue}
+spec: {template: {name: base}, selector: {matchLabels: {team: blue}}}
+";
+
+#[tokio::test]
+async fn two_controls_on_the_same_partitions_fold_each_report_once() {
+    let mut cluster = Cluster::new();
+    cluster.start_control();
+    cluster.start_control();
+    let keys: Vec<_> = (0..20).map(key).collect();
+    for n in 0..50 {
+        for key in &keys {
+            cluster.report(key, n).await;
+        }
+    }
+    for stored in cluster.agents_at(&keys, 49).await {
+        let description = stored.agent.state.description.unwrap();
+        assert_eq!(description.non_identifying["n"], 49, "{}", stored.agent.key);
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_restarted_control_goes_on_from_the_row_and_a_new_log_is_a_new_epoch() {
+    let mut cluster = Cluster::new();
+    cluster.start_control();
+    let keys = [key(1)];
+    cluster.report(&keys[0], 0).await;
+    cluster.report(&keys[0], 1).await;
+    cluster.agents_at(&keys, 1).await;
+    cluster.stop().await;
+
+    // Another log, as after the loss of one in memory: its first position is not taken for the old one.
+    cluster.log = Arc::new(MemoryLog::default());
+    cluster.stop = CancellationToken::new();
+    cluster.start_control();
+    cluster.report(&keys[0], 2).await;
+    cluster.agents_at(&keys, 2).await;
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn an_entry_that_cannot_be_understood_is_passed_over() {
+    let mut cluster = Cluster::new();
+    cluster.start_control();
+    let keys = [key(1)];
+    cluster.report(&keys[0], 0).await;
+    cluster.publish(&keys[0], vec![0xff, 0xff]).await;
+    cluster.report(&keys[0], 1).await;
+    cluster.agents_at(&keys, 1).await;
+    cluster.stop().await;
+    assert_eq!(cluster.metric("muster_control_quarantined_entries_total"), 1.0);
+}
+
+#[tokio::test]
+async fn agents_with_one_config_share_a_delivery() {
+    let mut cluster = Cluster::new();
+    let gateway = Subject::Deliveries("default".parse().unwrap(), "gw".parse().unwrap());
+    let mut deliveries = cluster.bus.subscribe(&gateway).await.unwrap();
+    cluster.start_control();
+    // Agents of one partition, so that one transaction decides for all of them.
+    let partition = Partition::of(&key(0));
+    let keys: Vec<_> = (0..10_000).map(key).filter(|key| Partition::of(key) == partition).take(50).collect();
+    for key in &keys {
+        cluster.report(key, 0).await;
+    }
+    cluster.agents_at(&keys, 0).await;
+    cluster.apply(MANIFESTS).await;
+    let received = tokio::time::timeout(SOON, deliveries.next()).await.unwrap().unwrap();
+    let delivery = Delivery::decode(received.payload).unwrap();
+    let Some(Action::RemoteConfig(offer)) = delivery.action else { unreachable!("{delivery:?}") };
+    assert_eq!((offer.targets.len(), offer.files.len(), offer.intent_revision), (50, 1, 1));
+    assert_eq!(offer.files[0].name, "base");
+    let one_hash = offer.targets.iter().all(|target| target.config_hash == offer.targets[0].config_hash);
+    assert!(one_hash, "the same inputs have the same hash");
+    cluster.stop().await;
+}
