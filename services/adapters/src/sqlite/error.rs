@@ -27,7 +27,11 @@ pub(super) fn failed(place: &str) -> impl FnOnce(sqlx::Error) -> EngineError {
             | sqlx::Error::TypeNotFound { .. } => true,
             _ => false,
         };
-        if lasting { corrupt(place, error) } else { unavailable(error) }
+        let reason = match error {
+            sqlx::Error::Database(error) => error.to_string(),
+            other => other.to_string(),
+        };
+        if lasting { corrupt(place, reason) } else { unavailable(format_args!("{place}: {reason}")) }
     }
 }
 

@@ -29,10 +29,12 @@ async fn page_through(store: &dyn Store, name: &str, limit: usize) -> Vec<AgentK
         let after = found.last().map(|key| key.uid);
         let page = store.page(&tenant(name), after, limit).await.unwrap();
         assert!(page.len() <= limit);
+        let page = keys(&page);
         if page.is_empty() {
             return found;
         }
-        found.extend(keys(&page));
+        assert!(found.last() < page.first(), "a page does not begin after the one before");
+        found.extend(page);
     }
 }
 

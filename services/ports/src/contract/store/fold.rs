@@ -189,10 +189,12 @@ async fn page_through(store: &dyn Store, cell: &Cell, partition: Partition, limi
     loop {
         let page = store.partition_agents(cell, partition, found.last(), limit).await.unwrap();
         assert!(page.len() <= limit);
+        let page = keys(&page);
         if page.is_empty() {
             return found;
         }
-        found.extend(keys(&page));
+        assert!(found.last() < page.first(), "a page does not begin after the one before");
+        found.extend(page);
     }
 }
 
