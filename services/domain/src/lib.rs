@@ -9,6 +9,7 @@ pub mod desired;
 pub mod ids;
 pub mod intent;
 pub mod manifest;
+pub mod membership;
 pub mod reconcile;
 pub mod report;
 pub mod selector;
