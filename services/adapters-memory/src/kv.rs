@@ -15,6 +15,7 @@ use crate::lock;
 /// One bucket, that is lost with the process.
 #[derive(Debug, Default)]
 pub struct MemoryKeyValue {
+    ttl: Option<Duration>,
     bucket: Mutex<Bucket>,
 }
 
@@ -32,9 +33,9 @@ struct Kept {
 }
 
 impl MemoryKeyValue {
-    /// An empty bucket.
-    pub fn new() -> Self {
-        Self::default()
+    /// An empty bucket, whose values go away this long after they were written last.
+    pub fn new(ttl: Option<Duration>) -> Self {
+        Self { ttl, ..Self::default() }
     }
 
     /// Does something with the values that have not expired. Those that have are removed, all of
@@ -53,13 +54,7 @@ impl KeyValue for MemoryKeyValue {
         Ok(self.with_live(|bucket, _| bucket.values.get(key).map(|kept| kept.value.clone())))
     }
 
-    async fn put(
-        &self,
-        key: &str,
-        value: Bytes,
-        ttl: Option<Duration>,
-        precondition: Precondition,
-    ) -> Result<u64, PutError> {
+    async fn put(&self, key: &str, value: Bytes, precondition: Precondition) -> Result<u64, PutError> {
         self.with_live(|bucket, now| {
             let present = bucket.values.get(key).map(|kept| kept.value.version);
             let holds = match precondition {
@@ -73,7 +68,7 @@ impl KeyValue for MemoryKeyValue {
             bucket.version += 1;
             let version = bucket.version;
             // An end that the clock cannot tell is no end.
-            let expires = ttl.and_then(|ttl| now.checked_add(ttl));
+            let expires = self.ttl.and_then(|ttl| now.checked_add(ttl));
             bucket.values.insert(key.to_owned(), Kept { value: Versioned { value, version }, expires });
             Ok(version)
         })

@@ -28,7 +28,7 @@ async fn ownership() {
 
 #[tokio::test(start_paused = true)]
 async fn key_value() {
-    ends(contract::kv::all(async || MemoryKeyValue::new(), sleep)).await;
+    ends(contract::kv::all(async |ttl| MemoryKeyValue::new(ttl), sleep)).await;
 }
 
 #[tokio::test(start_paused = true)]

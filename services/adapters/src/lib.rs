@@ -1,3 +1,6 @@
-//! Engines behind the ports that need a driver, a module each.
+//! The ports on real engines, a module for each.
 
+pub mod nats;
+pub mod postgres;
+pub mod redis;
 pub mod sqlite;

@@ -3,6 +3,7 @@
 
 mod decode;
 mod intents;
+mod members;
 mod metrics;
 mod offers;
 mod requests;
@@ -11,7 +12,7 @@ mod worker;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_domain::ids::{Cell, Partition};
+use muster_domain::ids::Cell;
 use muster_ports::bus::{Bus, Subject};
 use muster_ports::kv::KeyValue;
 use muster_ports::log::Log;
@@ -29,6 +30,11 @@ pub use crate::metrics::Metrics;
 pub struct Settings {
     /// Region of the control.
     pub cell: Cell,
+    /// Its name, unique in the cell.
+    pub id: String,
+    /// Whether a worker that stops first folds what is still in the log: for a log that ends with the
+    /// process.
+    pub fold_last_words: bool,
     /// Most log entries folded in one transaction.
     pub max_batch: usize,
     /// How often every partition looks for sessions of gateways that are gone.
@@ -41,9 +47,11 @@ pub struct Settings {
 
 impl Settings {
     /// The settings of a control with all defaults.
-    pub fn new(cell: Cell) -> Self {
+    pub fn new(cell: Cell, id: impl Into<String>) -> Self {
         Self {
             cell,
+            id: id.into(),
+            fold_last_words: false,
             max_batch: 256,
             sweep_every: Duration::from_secs(10),
             orphan_grace: Duration::from_secs(10),
@@ -59,8 +67,9 @@ pub struct Engines {
     pub log: Arc<dyn Log>,
     /// Deliveries, requests, wake-ups.
     pub bus: Arc<dyn Bus>,
-    /// Gateway leases.
-    pub kv: Arc<dyn KeyValue>,
+    /// Leases of gateways and controls: a bucket with a time to live of
+    /// [`LEASE_TTL`](muster_ports::LEASE_TTL).
+    pub leases: Arc<dyn KeyValue>,
     /// State of agents.
     pub fold: Arc<dyn FoldStore>,
     /// What operators want.
@@ -95,12 +104,10 @@ pub async fn run(
 
     let (changed, _) = watch::channel(());
     let tasks = TaskTracker::new();
-    for partition in Partition::all() {
-        tasks.spawn(worker::run(Arc::clone(&shared), partition, changed.subscribe(), stop.clone()));
-    }
+    tasks.spawn(members::run(Arc::clone(&shared), changed.clone(), stop.clone()));
     tasks.spawn(intents::watch(Arc::clone(&shared), wake, changed, stop.clone()));
     tasks.spawn(requests::serve(Arc::clone(&shared), requests, stop.clone()));
-    info!(%cell, partitions = muster_domain::ids::PARTITIONS, "control is folding reports");
+    info!(%cell, control = %shared.settings.id, "control is running");
     tasks.close();
     tasks.wait().await;
     Ok(())

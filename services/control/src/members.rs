@@ -98,8 +98,9 @@ impl Workers {
         let id = &self.shared.settings.id;
         let mine = |partition: &Partition| owner(*partition, members.iter().map(String::as_str)) == Some(id);
         let lost: Vec<_> = self.running.keys().copied().filter(|partition| !mine(partition)).collect();
-        let gained: Vec<_> =
-            Partition::all().filter(|partition| mine(partition) && !self.running.contains_key(partition)).collect();
+        let gained: Vec<_> = Partition::all()
+            .filter(|partition| mine(partition) && !self.running.contains_key(partition))
+            .collect();
         if lost.is_empty() && gained.is_empty() {
             return;
         }

@@ -1,6 +1,6 @@
 //! What a control counts.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// A control's metrics, under the names that operators' dashboards use.
 #[derive(Clone)]
@@ -8,6 +8,7 @@ pub struct Metrics {
     pub(crate) config_updates: IntCounterVec,
     pub(crate) config_update_duration: Histogram,
     pub(crate) health_check_failures: IntCounter,
+    pub(crate) partitions: IntGauge,
     pub(crate) folded: IntCounter,
     pub(crate) quarantined: IntCounter,
     pub(crate) commits: IntCounterVec,
@@ -44,8 +45,12 @@ impl Metrics {
         for status in ["success", "failure"] {
             config_updates.with_label_values(&[status]);
         }
+        let partitions =
+            IntGauge::new("muster_control_partitions", "Partitions that this control works on.")?;
+        registry.register(Box::new(partitions.clone()))?;
         Ok(Self {
             config_updates,
+            partitions,
             config_update_duration: histogram(
                 "opamp_server_config_update_duration_seconds",
                 "From the first offer of a remote config to the agent's report that it is applied.",

@@ -120,6 +120,9 @@ async fn work(
             () = stop.cancelled() => break,
         }
     }
+    if !shared.settings.fold_last_words {
+        return Ok(());
+    }
     // What gateways said last, such as the ends of their sessions, is still there to be folded.
     while let Ok(entries) = tokio::time::timeout(LAST_WORDS, reader.next(shared.settings.max_batch)).await {
         worker.fold(entries?).await?;
@@ -356,7 +359,7 @@ impl Worker<'_> {
         let cell = self.shared.settings.cell.clone();
         // Read before the leases: a gateway that starts after this has no session that is older.
         let before = self.now();
-        let leases = self.shared.engines.kv.list(&format!("gateways/{cell}/")).await?;
+        let leases = self.shared.engines.leases.list(&format!("gateways/{cell}/")).await?;
         let live: Vec<_> = leases
             .iter()
             .filter_map(|(_, lease)| muster_domain::ids::Incarnation::try_from(lease.value.as_ref()).ok())

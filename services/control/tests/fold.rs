@@ -10,6 +10,7 @@ use muster_control::{Engines, Metrics, Settings, run};
 use muster_domain::ids::{AgentKey, InstanceUid, MessageId, Partition, Timestamp};
 use muster_domain::intent::plan;
 use muster_domain::manifest;
+use muster_ports::LEASE_TTL;
 use muster_ports::bus::{Bus, Subject};
 use muster_ports::log::Log;
 use muster_ports::store::{FleetStore, IntentStore, StoredAgent};
@@ -29,7 +30,6 @@ struct Cluster {
     log: Arc<MemoryLog>,
     bus: Arc<MemoryBus>,
     store: Arc<MemoryStore>,
-    kv: Arc<MemoryKeyValue>,
     registry: Registry,
     stop: CancellationToken,
     controls: Vec<JoinHandle<()>>,
@@ -41,7 +41,6 @@ impl Cluster {
             log: Arc::new(MemoryLog::default()),
             bus: Arc::new(MemoryBus::default()),
             store: Arc::new(MemoryStore::default()),
-            kv: Arc::new(MemoryKeyValue::default()),
             registry: Registry::new(),
             stop: CancellationToken::new(),
             controls: Vec::new(),
@@ -50,11 +49,13 @@ impl Cluster {
 
     /// Starts one more control. All of them work on all partitions.
     fn start_control(&mut self) {
+        // A bucket for each control: none sees the others, so that all work on all partitions.
+        let leases = Arc::new(MemoryKeyValue::new(Some(LEASE_TTL)));
         let clock = Arc::new(AtomicU64::new(1_000_000));
         let engines = Engines {
             log: self.log.clone(),
             bus: self.bus.clone(),
-            kv: self.kv.clone(),
+            leases,
             fold: self.store.clone(),
             intent: self.store.clone(),
             clock: Arc::new(move || Timestamp(clock.fetch_add(1, Ordering::Relaxed))),
@@ -62,7 +63,7 @@ impl Cluster {
         self.registry = Registry::new();
         let metrics = Metrics::register(&self.registry).unwrap();
         // Small batches: two controls meet often.
-        let settings = Settings { max_batch: 3, ..Settings::new("default".parse().unwrap()) };
+        let settings = Settings { max_batch: 3, ..Settings::new("default".parse().unwrap(), "control") };
         let stop = self.stop.clone();
         self.controls.push(tokio::spawn(async move { run(settings, engines, metrics, stop).await.unwrap() }));
     }

@@ -11,8 +11,6 @@ use tracing::warn;
 
 use crate::Shared;
 
-/// How long a lease lives without renewal.
-const TTL: Duration = Duration::from_secs(10);
 /// How often it is renewed.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
 
@@ -23,11 +21,11 @@ fn key(shared: &Shared) -> String {
 /// Takes the lease for this life.
 pub(crate) async fn take(shared: &Shared) -> Result<(), EngineError> {
     let value = Bytes::copy_from_slice(shared.incarnation.as_bytes());
-    match shared.engines.kv.put(&key(shared), value, Some(TTL), Precondition::Any).await {
+    match shared.engines.leases.put(&key(shared), value, Precondition::Any).await {
         Ok(_) => Ok(()),
         Err(PutError::Engine(error)) => Err(error),
         Err(PutError::Conflict) => Err(EngineError::Unavailable {
-            engine: "key-value bucket",
+            engine: "lease bucket",
             reason: "an unconditional write was refused".to_owned(),
         }),
     }
@@ -52,7 +50,7 @@ pub(crate) async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
 
 /// Gives the lease back when the gateway has stopped.
 pub(crate) async fn give_up(shared: &Shared) {
-    match tokio::time::timeout(RENEW_EVERY, shared.engines.kv.remove(&key(shared))).await {
+    match tokio::time::timeout(RENEW_EVERY, shared.engines.leases.remove(&key(shared))).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => warn!(%error, "the gateway's lease was not given back; it lapses by itself"),
         Err(_) => warn!("the gateway's lease was not given back in time; it lapses by itself"),

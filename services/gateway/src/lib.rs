@@ -79,8 +79,8 @@ pub struct Engines {
     pub ownership: Arc<dyn Ownership>,
     /// Deliveries and requests.
     pub bus: Arc<dyn Bus>,
-    /// Gateway leases.
-    pub kv: Arc<dyn KeyValue>,
+    /// Gateway leases: a bucket with a time to live of [`LEASE_TTL`](muster_ports::LEASE_TTL).
+    pub leases: Arc<dyn KeyValue>,
     /// The time.
     pub clock: Clock,
 }

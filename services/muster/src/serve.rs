@@ -10,11 +10,11 @@ use anyhow::{Context, anyhow};
 use muster_adapters::sqlite::SqliteStore;
 use muster_adapters_memory::{MemoryBus, MemoryKeyValue, MemoryLog, MemoryOwnership};
 use muster_domain::ids::{Cell, GatewayId, Timestamp};
-use muster_ports::Clock;
 use muster_ports::bus::Bus;
 use muster_ports::kv::KeyValue;
 use muster_ports::log::Log;
 use muster_ports::ownership::Ownership;
+use muster_ports::{Clock, LEASE_TTL};
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,8 +24,8 @@ use tracing::{error, info, warn};
 
 use crate::config::Config;
 
-/// Name of the one gateway of an embedded server.
-const GATEWAY: &str = "embedded";
+/// Name of the one gateway and the one control of an embedded server.
+const NAME: &str = "embedded";
 /// Tenant of agents and requests without a credential.
 const TENANT: &str = "default";
 /// The embedded store, in the data directory.
@@ -142,16 +142,19 @@ impl Server {
         }));
         let ownership: Arc<dyn Ownership> = Arc::new(MemoryOwnership::default());
         let bus: Arc<dyn Bus> = Arc::new(MemoryBus::default());
-        let kv: Arc<dyn KeyValue> = Arc::new(MemoryKeyValue::default());
+        let leases: Arc<dyn KeyValue> = Arc::new(MemoryKeyValue::new(Some(LEASE_TTL)));
 
         let (agents_at, http_at, metrics_at) =
             (agents.local_addr()?, http.local_addr()?, metrics.local_addr()?);
         let control = {
-            let settings = muster_control::Settings::new(cell.clone());
+            let settings = muster_control::Settings {
+                fold_last_words: true,
+                ..muster_control::Settings::new(cell.clone(), NAME)
+            };
             let engines = muster_control::Engines {
                 log: Arc::clone(&log),
                 bus: Arc::clone(&bus),
-                kv: Arc::clone(&kv),
+                leases: Arc::clone(&leases),
                 fold: store.clone(),
                 intent: store.clone(),
                 clock: clock.clone(),
@@ -162,7 +165,7 @@ impl Server {
             })
         };
         let gateway = {
-            let name: GatewayId = GATEWAY.parse().context("gateway")?;
+            let name: GatewayId = NAME.parse().context("gateway")?;
             let settings = muster_gateway::Settings {
                 max_connections: config.server.websocket.max_connections,
                 max_message_size,
@@ -173,7 +176,7 @@ impl Server {
                 log: Arc::clone(&log),
                 ownership: Arc::clone(&ownership),
                 bus: Arc::clone(&bus),
-                kv: Arc::clone(&kv),
+                leases: Arc::clone(&leases),
                 clock: clock.clone(),
             };
             let metrics = muster_gateway::Metrics::register(&registry, cell.as_str())?;

@@ -1,6 +1,4 @@
-//! Small replicated values with expiry: gateway leases, epochs and floors.
-
-use std::time::Duration;
+//! Small replicated values: leases, epochs and floors.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -38,20 +36,15 @@ pub enum PutError {
     Engine(#[from] EngineError),
 }
 
-/// One bucket of values. Reads see every write that was acknowledged before they began.
+/// One bucket of values. The bucket may have a time to live: then a value goes away that long after
+/// it was written last. Reads see every write that was acknowledged before they began.
 #[async_trait]
 pub trait KeyValue: Send + Sync {
     /// The value under a key.
     async fn get(&self, key: &str) -> Result<Option<Versioned>, EngineError>;
 
-    /// Writes a value, that goes away after `ttl` unless it is written again. Returns its version.
-    async fn put(
-        &self,
-        key: &str,
-        value: Bytes,
-        ttl: Option<Duration>,
-        precondition: Precondition,
-    ) -> Result<u64, PutError>;
+    /// Writes a value. Returns its version.
+    async fn put(&self, key: &str, value: Bytes, precondition: Precondition) -> Result<u64, PutError>;
 
     /// Removes a value; no error if there is none.
     async fn remove(&self, key: &str) -> Result<(), EngineError>;

@@ -10,6 +10,9 @@ pub mod log;
 pub mod ownership;
 pub mod store;
 
+/// Time to live of the bucket of leases: who does not renew for this long is gone.
+pub const LEASE_TTL: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// Tells the time. Injected, so that tests and simulation rule over it.
 pub type Clock = std::sync::Arc<dyn Fn() -> muster_domain::ids::Timestamp + Send + Sync>;
 
