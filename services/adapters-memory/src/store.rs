@@ -6,17 +6,18 @@ use std::sync::Mutex;
 
 use async_trait::async_trait;
 use muster_domain::agent::Agent;
-use muster_domain::desired::Labels;
+use muster_domain::desired::{Labels, matches};
 use muster_domain::ids::{
     AgentKey, Cell, Incarnation, InstanceUid, IntentRevision, Partition, Tenant, Timestamp,
 };
 use muster_domain::intent::{Intent, IntentChange};
 use muster_domain::report::ConfigMap;
+use muster_domain::selector::AgentSelector;
 use muster_ports::EngineError;
 use muster_ports::log::Position;
 use muster_ports::store::{
     AgentWrite, Commit, CommitError, FleetStore, FoldStore, IntentError, IntentStore, PartitionRow,
-    StoredAgent,
+    Quarantined, StoredAgent,
 };
 use uuid::Uuid;
 
@@ -31,16 +32,18 @@ pub struct MemoryStore {
 #[derive(Debug, Default)]
 struct Tables {
     partitions: BTreeMap<(Cell, Partition), PartitionRow>,
-    agents: BTreeMap<AgentKey, Row>,
+    /// Each agent as every cell has it; never none.
+    agents: BTreeMap<AgentKey, BTreeMap<Cell, Row>>,
     /// Agents of each partition.
     members: BTreeMap<(Cell, Partition), BTreeSet<AgentKey>>,
+    quarantined: Vec<Quarantined>,
     labels: BTreeMap<AgentKey, Labels>,
     intents: BTreeMap<Tenant, Intent>,
+    cluster: Option<Uuid>,
 }
 
 #[derive(Debug)]
 struct Row {
-    home: (Cell, Partition),
     agent: Agent,
     effective_config: Option<ConfigMap>,
 }
@@ -50,13 +53,29 @@ impl MemoryStore {
     pub fn new() -> Self {
         Self::default()
     }
+
+    /// The entries that were passed over, in the order of their commits.
+    pub fn quarantined(&self) -> Vec<Quarantined> {
+        lock(&self.tables).quarantined.clone()
+    }
 }
 
 impl Tables {
-    fn stored(&self, key: &AgentKey) -> Option<StoredAgent> {
-        let row = self.agents.get(key)?;
-        let labels = self.labels.get(key).cloned().unwrap_or_default();
-        Some(StoredAgent { agent: row.agent.clone(), labels })
+    fn with_labels(&self, agent: &Agent) -> StoredAgent {
+        let labels = self.labels.get(&agent.key).cloned().unwrap_or_default();
+        StoredAgent { agent: agent.clone(), labels }
+    }
+
+    /// The agent as this cell has it.
+    fn stored(&self, cell: &Cell, key: &AgentKey) -> Option<StoredAgent> {
+        self.agents.get(key)?.get(cell).map(|row| self.with_labels(&row.agent))
+    }
+
+    /// The agent as the cell has it in which its session started last.
+    fn latest(&self, key: &AgentKey) -> Option<&Row> {
+        let started = |row: &Row| row.agent.session.as_ref().map(|session| session.started_at);
+        let newest = self.agents.get(key)?.iter().max_by_key(|(cell, row)| (started(row), *cell));
+        newest.map(|(_, row)| row)
     }
 
     /// Agents of a partition, in key order, after `after`.
@@ -69,7 +88,8 @@ impl Tables {
         let from = after.cloned().map_or(Bound::Unbounded, Bound::Excluded);
         let keys =
             self.members.get(&(cell.clone(), partition)).map(|keys| keys.range((from, Bound::Unbounded)));
-        keys.into_iter().flatten().filter_map(|key| self.stored(key))
+        let cell = cell.clone();
+        keys.into_iter().flatten().filter_map(move |key| self.stored(&cell, key))
     }
 
     fn revision(&self, tenant: &Tenant) -> IntentRevision {
@@ -79,7 +99,8 @@ impl Tables {
     fn write(&mut self, home: (Cell, Partition), write: AgentWrite) {
         let AgentWrite { agent, session, state, effective_config } = write;
         let key = agent.key.clone();
-        match self.agents.get_mut(&key) {
+        let cells = self.agents.entry(key.clone()).or_default();
+        match cells.get_mut(&home.0) {
             Some(row) => {
                 if session {
                     row.agent.session = agent.session;
@@ -90,13 +111,9 @@ impl Tables {
                 if effective_config.is_some() {
                     row.effective_config = effective_config;
                 }
-                if row.home != home {
-                    let before = std::mem::replace(&mut row.home, home.clone());
-                    self.members.entry(before).or_default().remove(&key);
-                }
             }
             None => {
-                self.agents.insert(key.clone(), Row { home: home.clone(), agent, effective_config });
+                cells.insert(home.0.clone(), Row { agent, effective_config });
             }
         }
         self.members.entry(home).or_default().insert(key);
@@ -110,10 +127,10 @@ impl FoldStore for MemoryStore {
         Ok(*lock(&self.tables).partitions.entry((cell.clone(), partition)).or_insert(first))
     }
 
-    async fn agents(&self, keys: &[AgentKey]) -> Result<Vec<StoredAgent>, EngineError> {
+    async fn agents(&self, cell: &Cell, keys: &[AgentKey]) -> Result<Vec<StoredAgent>, EngineError> {
         let tables = lock(&self.tables);
         let keys: BTreeSet<&AgentKey> = keys.iter().collect();
-        Ok(keys.into_iter().filter_map(|key| tables.stored(key)).collect())
+        Ok(keys.into_iter().filter_map(|key| tables.stored(cell, key)).collect())
     }
 
     async fn partition_agents(
@@ -158,6 +175,7 @@ impl FoldStore for MemoryStore {
         for write in commit.agents {
             tables.write(home.clone(), write);
         }
+        tables.quarantined.extend(commit.quarantined);
         Ok(row)
     }
 }
@@ -223,13 +241,14 @@ impl IntentStore for MemoryStore {
 impl FleetStore for MemoryStore {
     async fn agent(&self, key: &AgentKey) -> Result<Option<(StoredAgent, Option<ConfigMap>)>, EngineError> {
         let tables = lock(&self.tables);
-        let config = tables.agents.get(key).and_then(|row| row.effective_config.clone());
-        Ok(tables.stored(key).map(|stored| (stored, config)))
+        let row = tables.latest(key);
+        Ok(row.map(|row| (tables.with_labels(&row.agent), row.effective_config.clone())))
     }
 
     async fn page(
         &self,
         tenant: &Tenant,
+        selector: &AgentSelector,
         after: Option<InstanceUid>,
         limit: usize,
     ) -> Result<Vec<StoredAgent>, EngineError> {
@@ -238,7 +257,13 @@ impl FleetStore for MemoryStore {
         let from =
             after.map_or(Bound::Included(key(InstanceUid(Uuid::nil()))), |uid| Bound::Excluded(key(uid)));
         let to = Bound::Included(key(InstanceUid(Uuid::max())));
-        Ok(tables.agents.range((from, to)).take(limit).filter_map(|(key, _)| tables.stored(key)).collect())
+        let of_tenant = tables.agents.range((from, to)).filter_map(|(key, _)| tables.latest(key));
+        let all = of_tenant.map(|row| tables.with_labels(&row.agent));
+        Ok(all.filter(|stored| matches(selector, &stored.agent, &stored.labels)).take(limit).collect())
+    }
+
+    async fn cluster(&self) -> Result<Uuid, EngineError> {
+        Ok(*lock(&self.tables).cluster.get_or_insert_with(Uuid::now_v7))
     }
 
     async fn ping(&self) -> Result<(), EngineError> {

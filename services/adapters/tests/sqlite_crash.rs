@@ -60,6 +60,7 @@ fn commit(row: PartitionRow) -> Commit {
         progress: (1, Position(position), Some(MessageId(Uuid::from_u128(u128::from(position))))),
         decided_on: BTreeMap::new(),
         agents: agents.collect(),
+        quarantined: Vec::new(),
     }
 }
 
@@ -86,7 +87,7 @@ async fn assert_whole(store: &SqliteStore) -> (u64, u64) {
     let position = row.position.0;
     assert_eq!(row.generation, position);
     assert_eq!(row.message, (position > 0).then(|| MessageId(Uuid::from_u128(u128::from(position)))));
-    let found = store.agents(&KEYS).await.unwrap();
+    let found = store.agents(&cell(), &KEYS).await.unwrap();
     assert_eq!(found.len(), if position > 0 { AGENTS } else { 0 });
     for stored in found {
         assert_eq!(stored.agent.state.sequence_num, position, "an agent of another commit");

@@ -7,6 +7,7 @@ use std::path::Path;
 use muster_adapters::sqlite::SqliteStore;
 use muster_domain::agent::Agent;
 use muster_domain::ids::{AgentKey, Cell, InstanceUid, Partition, Timestamp};
+use muster_domain::selector::AgentSelector;
 use muster_ports::EngineError;
 use muster_ports::store::{AgentWrite, Commit, FleetStore as _, FoldStore as _, IntentStore as _};
 use sqlx::sqlite::SqliteConnectOptions;
@@ -25,8 +26,9 @@ async fn store_agent(store: &SqliteStore, number: u128) {
     let agents = vec![AgentWrite { agent, session: true, state: true, effective_config: None }];
     let progress = (row.epoch, row.position, row.message);
     let generation = row.generation;
-    let decided_on = Default::default();
-    store.commit(Commit { cell, partition, generation, progress, decided_on, agents }).await.unwrap();
+    let (decided_on, quarantined) = Default::default();
+    let commit = Commit { cell, partition, generation, progress, decided_on, agents, quarantined };
+    store.commit(commit).await.unwrap();
 }
 
 /// Changes the file in a way that the store itself never does.
@@ -151,7 +153,7 @@ async fn a_damaged_file_is_an_error_that_says_so() {
     std::fs::write(&path, bytes).unwrap();
     let damaged = match SqliteStore::open(&path).await {
         Err(error) => error,
-        Ok(store) => store.page(&key(0).tenant, None, 1000).await.unwrap_err(),
+        Ok(store) => store.page(&key(0).tenant, &AgentSelector::default(), None, 1000).await.unwrap_err(),
     };
     assert!(matches!(damaged, EngineError::Corrupt { engine: "SQLite", .. }), "{damaged:?}");
     assert!(damaged.to_string().contains("malformed"), "{damaged}");
@@ -166,7 +168,7 @@ async fn a_row_that_cannot_be_understood_is_named() {
     store.close().await;
     tamper(&path, "UPDATE agents SET state = '{\"first_seen\": \"yesterday\"}'").await;
     let store = SqliteStore::open(&path).await.unwrap();
-    let error = store.agents(&[key(1)]).await.unwrap_err().to_string();
+    let error = store.agents(&"local".parse().unwrap(), &[key(1)]).await.unwrap_err().to_string();
     let place = format!("SQLite holds unusable data in agents, {}, state: invalid type", key(1));
     assert!(error.starts_with(&place), "{error}");
     store.close().await;

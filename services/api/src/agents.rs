@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
-use muster_domain::desired::matches;
 use muster_domain::ids::{AgentKey, InstanceUid};
 use muster_domain::selector::{AgentSelector, Selector};
 use muster_ports::ownership::Owned;
@@ -58,7 +57,7 @@ pub(crate) async fn list(
     let requirements: Selector =
         query.selector.parse().map_err(|error| ApiError::BadRequest(format!("selector: {error}")))?;
     let selector = AgentSelector { requirements, ..AgentSelector::default() };
-    let mut after: Option<InstanceUid> =
+    let after: Option<InstanceUid> =
         match &query.cursor {
             None => None,
             Some(cursor) => {
@@ -68,15 +67,8 @@ pub(crate) async fn list(
                 })?)
             }
         };
-    let tenant = &shared.settings.tenant;
-    let mut found = Vec::new();
-    let mut more = true;
-    while more && found.len() <= limit {
-        let page = shared.engines.fleet.page(tenant, after, PAGE.1).await?;
-        more = page.len() == PAGE.1;
-        after = page.last().map(|stored| stored.agent.key.uid).or(after);
-        found.extend(page.into_iter().filter(|stored| matches(&selector, &stored.agent, &stored.labels)));
-    }
+    // One more than asked for tells whether there is another page.
+    let mut found = shared.engines.fleet.page(&shared.settings.tenant, &selector, after, limit + 1).await?;
     let next_cursor = (found.len() > limit).then(|| found[limit - 1].agent.key.uid.to_string());
     found.truncate(limit);
     let keys: Vec<_> = found.iter().map(|stored| stored.agent.key.clone()).collect();

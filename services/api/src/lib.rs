@@ -32,6 +32,9 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub use crate::system::Readiness;
+use crate::system::System;
+
 /// Largest request body, in bytes.
 pub const MAX_BODY: usize = 4 << 20;
 /// Longest time a request may take.
@@ -59,8 +62,6 @@ pub struct Engines {
     pub bus: Arc<dyn Bus>,
     /// The time.
     pub clock: Clock,
-    /// The process's metrics, served at `/metrics`.
-    pub metrics: Registry,
 }
 
 /// What every request handler shares.
@@ -94,10 +95,11 @@ impl Shared {
 )]
 struct Documentation;
 
-/// All routes of the API.
-pub fn router(settings: Settings, engines: Engines) -> Router {
+/// All routes of the API, and those of [`system_router`].
+pub fn router(settings: Settings, engines: Engines, readiness: Readiness, metrics: Registry) -> Router {
     let shared = Arc::new(Shared { settings, engines });
-    let (router, document) = OpenApiRouter::with_openapi(Documentation::openapi())
+    let (system, system_document) = system_routes(readiness, metrics).split_for_parts();
+    let (router, mut document) = OpenApiRouter::with_openapi(Documentation::openapi())
         .routes(routes!(agents::list))
         .routes(routes!(agents::get))
         .routes(routes!(labels::patch))
@@ -106,10 +108,8 @@ pub fn router(settings: Settings, engines: Engines) -> Router {
         .routes(routes!(configs::get))
         .routes(routes!(assignments::list))
         .routes(routes!(assignments::get))
-        .routes(routes!(system::health))
-        .routes(routes!(system::ready))
-        .routes(routes!(system::metrics))
         .split_for_parts();
+    document.merge(system_document);
     router
         .route(
             "/api/v1/openapi.json",
@@ -118,12 +118,27 @@ pub fn router(settings: Settings, engines: Engines) -> Router {
                 async move { axum::Json(document) }
             }),
         )
+        .with_state(shared)
+        .merge(system)
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
         .layer(middleware::from_fn(deadline))
         .layer(CatchPanicLayer::custom(problem::panicked))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(shared)
+}
+
+/// `/health`, `/ready` and `/metrics`, for a process without the api role.
+pub fn system_router(readiness: Readiness, metrics: Registry) -> Router {
+    let (router, _) = system_routes(readiness, metrics).split_for_parts();
+    router.fallback(problem::not_found)
+}
+
+fn system_routes(readiness: Readiness, metrics: Registry) -> OpenApiRouter {
+    OpenApiRouter::new()
+        .routes(routes!(system::health))
+        .routes(routes!(system::ready))
+        .routes(routes!(system::metrics))
+        .with_state(System { readiness, metrics })
 }
 
 /// Routes of the metrics port: `/metrics` alone.

@@ -9,6 +9,7 @@ use muster_domain::ids::{AgentKey, Claim, ConfigHash, InstanceUid, Timestamp};
 use muster_domain::report::{
     Attributes, ConfigFile, ConfigMap, ConfigStatus, Description, Health, RemoteConfigStatus, Report,
 };
+use muster_ports::trace::TraceContext;
 use muster_proto::Message;
 use muster_proto::bus::{self, Envelope};
 use muster_proto::opamp::any_value::Value as Any;
@@ -26,8 +27,8 @@ pub(crate) enum Unusable {
     Id(#[from] muster_domain::ids::InvalidId),
 }
 
-/// Reads one entry of the log.
-pub(crate) fn envelope(payload: Bytes) -> Result<(AgentKey, Entry), Unusable> {
+/// Reads one entry of the log, and where it belongs in a trace if it is traced.
+pub(crate) fn envelope(payload: Bytes) -> Result<(AgentKey, Entry, Option<TraceContext>), Unusable> {
     let envelope = Envelope::decode(payload).map_err(Unusable::Envelope)?;
     let key = AgentKey {
         tenant: envelope.tenant.parse()?,
@@ -55,7 +56,7 @@ pub(crate) fn envelope(payload: Bytes) -> Result<(AgentKey, Entry), Unusable> {
         report,
         ended: envelope.ended.map(|ended| end_reason(ended.reason())),
     };
-    Ok((key, entry))
+    Ok((key, entry, envelope.traceparent.parse().ok()))
 }
 
 fn end_reason(reason: bus::EndReason) -> EndReason {

@@ -7,6 +7,7 @@ mod members;
 mod metrics;
 mod offers;
 mod requests;
+mod trace;
 mod worker;
 
 use std::sync::Arc;

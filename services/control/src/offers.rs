@@ -10,11 +10,13 @@ use muster_ports::bus::Subject;
 use muster_proto::Message;
 use muster_proto::bus::delivery::Action;
 use muster_proto::bus::{
-    CloseSessions, Delivery, EndReason, OfferTarget, OfferedFile, RemoteConfigOffer, SessionRef, SlotValues,
+    CloseSessions, Delivery, EndReason, OfferTarget, OfferedFile, RemoteConfigOffer, RequestFullState,
+    SessionRef, SlotValues,
 };
 use tracing::warn;
 
 use crate::Shared;
+use crate::trace::Folding;
 
 /// Most sessions in one delivery.
 const MAX_TARGETS: usize = 500;
@@ -37,8 +39,9 @@ pub(crate) struct Outgoing {
 /// What all targets of a delivery have in common.
 type Group = (Tenant, GatewayId, IntentRevision, Vec<(String, String, Digest)>);
 
-/// Sends offers. One that is lost is sent again when its retry is due.
-pub(crate) async fn send(shared: &Shared, outgoing: Vec<Outgoing>) {
+/// Sends offers, those that answer traced reports as a part of their traces. One that is lost is sent
+/// again when its retry is due.
+pub(crate) async fn send(shared: &Shared, outgoing: Vec<Outgoing>, folding: &Folding) {
     let mut groups: BTreeMap<Group, Vec<Outgoing>> = BTreeMap::new();
     for offer in outgoing {
         let file = |file: &DesiredFile| (file.name.clone(), file.content_type.clone(), file.digest);
@@ -59,7 +62,8 @@ pub(crate) async fn send(shared: &Shared, outgoing: Vec<Outgoing>) {
                 files: files.clone(),
                 targets: chunk.iter().map(target).collect(),
             };
-            deliver(shared, &tenant, &gateway, Action::RemoteConfig(offer)).await;
+            let traceparent = folding.traceparent(chunk.iter().map(|offer| &offer.key));
+            deliver(shared, &tenant, &gateway, traceparent, Action::RemoteConfig(offer)).await;
             shared.metrics.offers.inc_by(chunk.len() as u64);
         }
     }
@@ -80,14 +84,27 @@ pub(crate) async fn close(shared: &Shared, key: &AgentKey, session: SessionId, g
     let session =
         SessionRef { instance_uid: bytes(key.uid.as_bytes()), session_id: bytes(session.as_bytes()) };
     let close = CloseSessions { sessions: vec![session], reason: EndReason::Superseded.into() };
-    deliver(shared, &key.tenant, gateway, Action::CloseSessions(close)).await;
+    deliver(shared, &key.tenant, gateway, String::new(), Action::CloseSessions(close)).await;
 }
 
-async fn deliver(shared: &Shared, tenant: &Tenant, gateway: &GatewayId, action: Action) {
+/// Asks an agent for its full state.
+pub(crate) async fn request_full_state(
+    shared: &Shared,
+    key: &AgentKey,
+    session: SessionId,
+    gateway: &GatewayId,
+) {
+    let session =
+        SessionRef { instance_uid: bytes(key.uid.as_bytes()), session_id: bytes(session.as_bytes()) };
+    let request = RequestFullState { sessions: vec![session] };
+    deliver(shared, &key.tenant, gateway, String::new(), Action::RequestFullState(request)).await;
+}
+
+async fn deliver(shared: &Shared, tenant: &Tenant, gateway: &GatewayId, traceparent: String, action: Action) {
     let delivery = Delivery {
         cell: shared.settings.cell.to_string(),
         tenant: tenant.to_string(),
-        traceparent: String::new(),
+        traceparent,
         action: Some(action),
     };
     let subject = Subject::Deliveries(shared.settings.cell.clone(), gateway.clone());

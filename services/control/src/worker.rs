@@ -6,11 +6,13 @@
 
 mod batch;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_domain::ids::{AgentKey, IntentRevision, Partition, Tenant, Timestamp};
+use muster_domain::ids::{
+    AgentKey, GatewayId, IntentRevision, MessageId, Partition, SessionId, Tenant, Timestamp,
+};
 use muster_ports::EngineError;
 use muster_ports::log::{LogEntry, Position};
 use muster_ports::store::{Commit, CommitError, PartitionRow, StoredAgent};
@@ -19,25 +21,34 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+use crate::trace::Folding;
 use crate::worker::batch::Batch;
 use crate::{Shared, decode, intents::Planners, offers};
 
 /// Agents remembered between batches.
-const CACHE: usize = 1024;
+const CACHE: usize = 64;
 /// Agents looked at in one transaction of a sweep.
 const PAGE: usize = 500;
 /// Folded batches between two purges of the log.
 const PURGE_EVERY: u32 = 64;
 /// First and longest wait before a worker that failed begins again.
 const RESTART: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// After the loss of a log, a partition asks this many agents for full state this often.
+const ASKS: usize = 2;
+const ASK_EVERY: Duration = Duration::from_millis(100);
 /// A worker that stops folds what comes within this time after the entry before.
 const LAST_WORDS: Duration = Duration::from_millis(50);
+
+/// Epoch, last folded position, and the id of the entry there.
+type Progress = (u64, Position, Option<MessageId>);
 
 /// Why a worker has to begin again from the partition row.
 #[derive(Debug, thiserror::Error)]
 enum Restart {
     #[error("another worker moved the partition row")]
     RowMoved,
+    #[error("the store refused the commit: {0}")]
+    Rejected(String),
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
@@ -54,6 +65,10 @@ struct Worker<'a> {
     /// Agents whose offer is repeated at that time unless they report.
     due: BTreeSet<(Timestamp, AgentKey)>,
     due_at: BTreeMap<AgentKey, Timestamp>,
+    /// Sessions that began with a log that is lost: they are asked for full state, some at a time.
+    to_ask: VecDeque<(AgentKey, SessionId, GatewayId)>,
+    /// Traces of the entries that are folded now.
+    folding: Folding,
 }
 
 /// Works on a partition until `stop`.
@@ -95,11 +110,13 @@ async fn work(
         looked_at: BTreeMap::new(),
         due: BTreeSet::new(),
         due_at: BTreeMap::new(),
+        to_ask: VecDeque::new(),
+        folding: Folding::default(),
     };
-    worker.verify_epoch().await?;
+    let is_new_epoch = worker.verify_epoch().await?;
     let mut reader = shared.engines.log.read(partition, worker.row.position).await?;
     changed.mark_unchanged();
-    worker.look_at_all(&shared.intents.planners(), true).await?;
+    worker.look_at_all(&shared.intents.planners(), true, is_new_epoch).await?;
 
     let mut sweep = tokio::time::interval(shared.settings.sweep_every);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -114,9 +131,10 @@ async fn work(
                     shared.engines.log.purge(partition, worker.row.position).await?;
                 }
             }
-            Ok(()) = changed.changed() => worker.look_at_all(&shared.intents.planners(), false).await?,
+            Ok(()) = changed.changed() => worker.look_at_all(&shared.intents.planners(), false, false).await?,
             () = tokio::time::sleep(due) => worker.repeat_offers().await?,
             _ = sweep.tick() => worker.end_orphans().await?,
+            () = tokio::time::sleep(ASK_EVERY), if !worker.to_ask.is_empty() => worker.ask_some().await,
             () = stop.cancelled() => break,
         }
     }
@@ -136,27 +154,29 @@ impl Worker<'_> {
     }
 
     /// Makes sure that the log is the one that the row's position is of; otherwise opens an epoch.
-    async fn verify_epoch(&mut self) -> Result<(), Restart> {
+    /// Returns whether it did.
+    async fn verify_epoch(&mut self) -> Result<bool, Restart> {
         let row = self.row;
         if row.position == Position::default() {
-            return Ok(());
+            return Ok(false);
         }
         let found = self.shared.engines.log.id_at(self.partition, row.position).await?;
         if found.is_some() && found == row.message {
-            return Ok(());
+            return Ok(false);
         }
         debug!(partition = %self.partition, epoch = row.epoch + 1, position = row.position.0, "the log is not the one that was folded before: a new epoch begins");
         let commit = self.commit((row.epoch + 1, Position::default(), None), BTreeMap::new(), Vec::new());
         self.row = self.write(commit).await.map_err(|error| match error {
             CommitError::Engine(error) => Restart::Engine(error),
+            CommitError::Rejected { reason } => Restart::Rejected(reason),
             CommitError::RowMoved | CommitError::IntentMoved(_) => Restart::RowMoved,
         })?;
-        Ok(())
+        Ok(true)
     }
 
     fn commit(
         &self,
-        progress: (u64, Position, Option<muster_domain::ids::MessageId>),
+        progress: Progress,
         decided_on: BTreeMap<Tenant, IntentRevision>,
         agents: Vec<muster_ports::store::AgentWrite>,
     ) -> Commit {
@@ -167,6 +187,7 @@ impl Worker<'_> {
             progress,
             decided_on,
             agents,
+            quarantined: Vec::new(),
         }
     }
 
@@ -176,43 +197,96 @@ impl Worker<'_> {
             Ok(_) => "committed",
             Err(CommitError::RowMoved) => "row_moved",
             Err(CommitError::IntentMoved(_)) => "intent_moved",
+            Err(CommitError::Rejected { .. }) => "rejected",
             Err(CommitError::Engine(_)) => "failed",
         };
         self.shared.metrics.commits.with_label_values(&[label]).inc();
         result
     }
 
-    /// Folds entries, decides for the agents that they touch, writes all of it at once.
+    /// Folds entries. If the store refuses them for a lasting reason, the one at fault is found by
+    /// halving, quarantined, and its agent asked for full state; the rest is folded.
     async fn fold(&mut self, entries: Vec<LogEntry>) -> Result<(), Restart> {
-        let Some(last) = entries.last() else { return Ok(()) };
-        let progress = (self.row.epoch, last.position, Some(last.id));
-        let count = entries.len() as u64;
-        let timer = self.shared.metrics.fold_time.start_timer();
-        let mut decoded = Vec::with_capacity(entries.len());
-        for entry in entries {
-            match decode::envelope(entry.payload) {
-                Ok(pair) => decoded.push(pair),
-                Err(error) => {
-                    self.shared.metrics.quarantined.inc();
-                    error!(partition = %self.partition, position = entry.position.0, error = &error as &dyn std::error::Error, "an entry of the log cannot be understood and is passed over");
+        let mut parts = vec![entries];
+        while let Some(mut part) = parts.pop() {
+            match self.fold_part(&part).await {
+                Err(Restart::Rejected(reason)) if part.len() <= 1 => {
+                    for entry in part {
+                        self.quarantine(&entry, &reason).await?;
+                    }
                 }
+                Err(Restart::Rejected(_)) => {
+                    let rest = part.split_off(part.len() / 2);
+                    parts.extend([rest, part]);
+                }
+                result => result?,
             }
         }
+        self.folding = Folding::default();
+        Ok(())
+    }
+
+    /// Folds entries, decides for the agents that they touch, writes all of it at once.
+    async fn fold_part(&mut self, entries: &[LogEntry]) -> Result<(), Restart> {
+        let Some(last) = entries.last() else { return Ok(()) };
+        let progress = (self.row.epoch, last.position, Some(last.id));
+        let timer = self.shared.metrics.fold_time.start_timer();
+        let mut decoded = Vec::with_capacity(entries.len());
+        let mut unusable = Vec::new();
+        self.folding = Folding::default();
+        for entry in entries {
+            match decode::envelope(entry.payload.clone()) {
+                Ok((key, from, trace)) => {
+                    if let Some(trace) = trace {
+                        self.folding.add(&key, &trace, self.partition, entries.len());
+                    }
+                    decoded.push((key, from));
+                }
+                Err(error) => unusable.push((entry, error.to_string())),
+            }
+        }
+        let keys: BTreeSet<_> = decoded.iter().map(|(key, _)| key.clone()).collect();
         loop {
-            let keys: BTreeSet<_> = decoded.iter().map(|(key, _)| key.clone()).collect();
-            let planners = self.shared.intents.planners();
-            let mut batch = Batch::new(self.now(), planners);
+            let mut batch = Batch::new(self.now(), self.shared.intents.planners());
             self.remember(&batch, &keys).await?;
             for (key, entry) in &decoded {
                 batch.fold(key, self.cache.get(key), entry.clone());
+            }
+            for (entry, reason) in &unusable {
+                batch.quarantine(entry, None, reason);
             }
             if self.finish(batch, progress).await? {
                 break;
             }
         }
-        self.shared.metrics.folded.inc_by(count);
+        for (entry, reason) in unusable {
+            self.tell_quarantined(entry, None, &reason);
+        }
+        self.shared.metrics.folded.inc_by(entries.len() as u64);
         timer.observe_duration();
         Ok(())
+    }
+
+    /// Passes over an entry that the store refuses, keeps it for people, and asks its agent for full
+    /// state.
+    async fn quarantine(&mut self, entry: &LogEntry, reason: &str) -> Result<(), Restart> {
+        let decoded = decode::envelope(entry.payload.clone()).ok();
+        let key = decoded.as_ref().map(|(key, ..)| key);
+        let mut batch = Batch::new(self.now(), self.shared.intents.planners());
+        batch.quarantine(entry, key, reason);
+        self.finish(batch, (self.row.epoch, entry.position, Some(entry.id))).await?;
+        self.tell_quarantined(entry, key, reason);
+        if let Some((key, from, _)) = decoded {
+            offers::request_full_state(self.shared, &key, from.session, &from.gateway).await;
+        }
+        Ok(())
+    }
+
+    fn tell_quarantined(&self, entry: &LogEntry, key: Option<&AgentKey>, reason: &str) {
+        self.shared.metrics.quarantined.inc();
+        let (tenant, agent_id) =
+            key.map(|key| (key.tenant.to_string(), key.uid.to_string())).unwrap_or_default();
+        error!(event = "report_quarantined", partition = %self.partition, position = entry.position.0, tenant, agent_id, error = reason, "a report cannot be folded: it is kept in quarantine and passed over");
     }
 
     /// Loads these agents unless they are remembered. What is remembered of a tenant whose intent
@@ -229,24 +303,23 @@ impl Worker<'_> {
         }
         let missing: Vec<_> = keys.iter().filter(|key| !self.cache.contains_key(*key)).cloned().collect();
         if !missing.is_empty() {
-            let stored = self.shared.engines.fold.agents(&missing).await?;
+            let stored = self.shared.engines.fold.agents(&self.shared.settings.cell, &missing).await?;
             self.cache.extend(stored.into_iter().map(|stored| (stored.agent.key.clone(), stored)));
         }
         Ok(())
     }
 
     /// Decides, writes, and does what follows. `false`: the intent has moved, decide again.
-    async fn finish(
-        &mut self,
-        batch: Batch,
-        progress: (u64, Position, Option<muster_domain::ids::MessageId>),
-    ) -> Result<bool, Restart> {
+    async fn finish(&mut self, batch: Batch, progress: Progress) -> Result<bool, Restart> {
         let decided = batch.decide();
-        if decided.writes.is_empty() && progress.1 == self.row.position {
+        if decided.writes.is_empty() && decided.quarantined.is_empty() && progress == self.progress() {
             self.schedule(&decided.waiting);
             return Ok(true);
         }
-        let commit = self.commit(progress, decided.decided_on, decided.writes);
+        let commit = Commit {
+            quarantined: decided.quarantined,
+            ..self.commit(progress, decided.decided_on, decided.writes)
+        };
         match self.write(commit).await {
             Ok(row) => self.row = row,
             Err(CommitError::IntentMoved(tenant)) => {
@@ -255,6 +328,7 @@ impl Worker<'_> {
                 return Ok(false);
             }
             Err(CommitError::RowMoved) => return Err(Restart::RowMoved),
+            Err(CommitError::Rejected { reason }) => return Err(Restart::Rejected(reason)),
             Err(CommitError::Engine(error)) => return Err(Restart::Engine(error)),
         }
         self.schedule(&decided.waiting);
@@ -262,12 +336,12 @@ impl Worker<'_> {
             self.cache.insert(stored.agent.key.clone(), stored);
         }
         for event in &decided.events {
-            event.tell(&self.shared.metrics);
+            self.folding.within(&event.key, || event.tell(&self.shared.metrics));
         }
         for (key, old) in &decided.superseded {
             offers::close(self.shared, key, old.id, &old.gateway).await;
         }
-        offers::send(self.shared, decided.outgoing).await;
+        offers::send(self.shared, decided.outgoing, &self.folding).await;
         Ok(true)
     }
 
@@ -311,13 +385,13 @@ impl Worker<'_> {
         }
     }
 
-    fn progress(&self) -> (u64, Position, Option<muster_domain::ids::MessageId>) {
+    fn progress(&self) -> Progress {
         (self.row.epoch, self.row.position, self.row.message)
     }
 
     /// Decides for all agents of the tenants whose intent moved since the last look, and at the
-    /// worker's start for all agents.
-    async fn look_at_all(&mut self, planners: &Planners, start: bool) -> Result<(), Restart> {
+    /// worker's start for all agents. `ask`: notes the connected ones, to be asked for full state.
+    async fn look_at_all(&mut self, planners: &Planners, start: bool, ask: bool) -> Result<(), Restart> {
         let moved: BTreeMap<_, _> = planners
             .iter()
             .map(|(tenant, planner)| (tenant.clone(), planner.revision()))
@@ -332,6 +406,12 @@ impl Worker<'_> {
             let page =
                 self.shared.engines.fold.partition_agents(cell, self.partition, after.as_ref(), PAGE).await?;
             let Some(last) = page.last().map(|stored| stored.agent.key.clone()) else { break };
+            if ask {
+                self.to_ask.extend(page.iter().filter_map(|stored| {
+                    let session = stored.agent.live_session()?;
+                    Some((stored.agent.key.clone(), session.id, session.gateway.clone()))
+                }));
+            }
             let keys: BTreeSet<_> = page
                 .iter()
                 .map(|stored| stored.agent.key.clone())
@@ -352,6 +432,14 @@ impl Worker<'_> {
         }
         self.looked_at.extend(moved);
         Ok(())
+    }
+
+    /// Asks some of those that wait for it for their full state.
+    async fn ask_some(&mut self) {
+        for _ in 0..ASKS {
+            let Some((key, session, gateway)) = self.to_ask.pop_front() else { return };
+            offers::request_full_state(self.shared, &key, session, &gateway).await;
+        }
     }
 
     /// Ends sessions whose gateway's life is over.

@@ -5,26 +5,88 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use muster_adapters_memory::{MemoryBus, MemoryKeyValue, MemoryLog, MemoryStore};
 use muster_control::{Engines, Metrics, Settings, run};
-use muster_domain::ids::{AgentKey, InstanceUid, MessageId, Partition, Timestamp};
+use muster_domain::ids::{AgentKey, Cell, Incarnation, InstanceUid, MessageId, Partition, Timestamp};
 use muster_domain::intent::plan;
 use muster_domain::manifest;
-use muster_ports::LEASE_TTL;
 use muster_ports::bus::{Bus, Subject};
 use muster_ports::log::Log;
-use muster_ports::store::{FleetStore, IntentStore, StoredAgent};
+use muster_ports::store::{
+    AgentWrite, Commit, CommitError, FleetStore, FoldStore, IntentStore, PartitionRow, StoredAgent,
+};
+use muster_ports::{EngineError, LEASE_TTL};
 use muster_proto::Message;
 use muster_proto::bus::delivery::Action;
 use muster_proto::bus::{Delivery, Envelope, SessionStarted};
 use muster_proto::opamp::any_value::Value;
 use muster_proto::opamp::{AgentDescription, AgentToServer, AnyValue, KeyValue};
 use prometheus::Registry;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 const SOON: Duration = Duration::from_secs(10);
+
+/// A store that refuses what is poisonous, and that can be made to hold a commit back.
+struct Unkind {
+    store: Arc<MemoryStore>,
+    /// Commits wait while this is false.
+    open: watch::Receiver<bool>,
+    /// Commits that have waited.
+    waited: AtomicU64,
+}
+
+#[async_trait]
+impl FoldStore for Unkind {
+    async fn partition(&self, cell: &Cell, partition: Partition) -> Result<PartitionRow, EngineError> {
+        self.store.partition(cell, partition).await
+    }
+
+    async fn agents(&self, cell: &Cell, keys: &[AgentKey]) -> Result<Vec<StoredAgent>, EngineError> {
+        self.store.agents(cell, keys).await
+    }
+
+    async fn partition_agents(
+        &self,
+        cell: &Cell,
+        partition: Partition,
+        after: Option<&AgentKey>,
+        limit: usize,
+    ) -> Result<Vec<StoredAgent>, EngineError> {
+        self.store.partition_agents(cell, partition, after, limit).await
+    }
+
+    async fn orphans(
+        &self,
+        cell: &Cell,
+        partition: Partition,
+        live: &[Incarnation],
+        limit: usize,
+    ) -> Result<Vec<StoredAgent>, EngineError> {
+        self.store.orphans(cell, partition, live, limit).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<PartitionRow, CommitError> {
+        if !*self.open.borrow() {
+            self.waited.fetch_add(1, Ordering::SeqCst);
+            self.open.clone().wait_for(|open| *open).await.unwrap();
+        }
+        let is_poison = |write: &AgentWrite| {
+            let description = write.agent.state.description.as_ref();
+            description.and_then(|description| description.attribute("n")) == Some(&POISON.into())
+        };
+        if commit.agents.iter().any(is_poison) {
+            return Err(CommitError::Rejected { reason: "poison".to_owned() });
+        }
+        self.store.commit(commit).await
+    }
+}
+
+/// A report that [`Unkind`] refuses.
+const POISON: u64 = 666;
 
 struct Cluster {
     log: Arc<MemoryLog>,
@@ -49,6 +111,11 @@ impl Cluster {
 
     /// Starts one more control. All of them work on all partitions.
     fn start_control(&mut self) {
+        self.start_control_on(self.store.clone());
+    }
+
+    /// As [`Cluster::start_control`], with a store of its own making.
+    fn start_control_on(&mut self, fold: Arc<dyn FoldStore>) {
         // A bucket for each control: none sees the others, so that all work on all partitions.
         let leases = Arc::new(MemoryKeyValue::new(Some(LEASE_TTL)));
         let clock = Arc::new(AtomicU64::new(1_000_000));
@@ -56,7 +123,7 @@ impl Cluster {
             log: self.log.clone(),
             bus: self.bus.clone(),
             leases,
-            fold: self.store.clone(),
+            fold,
             intent: self.store.clone(),
             clock: Arc::new(move || Timestamp(clock.fetch_add(1, Ordering::Relaxed))),
         };
@@ -238,4 +305,77 @@ async fn agents_with_one_config_share_a_delivery() {
     let one_hash = offer.targets.iter().all(|target| target.config_hash == offer.targets[0].config_hash);
     assert!(one_hash, "the same inputs have the same hash");
     cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_control_paused_in_the_middle_of_a_batch_does_no_harm() {
+    let mut cluster = Cluster::new();
+    let (gate, open) = watch::channel(true);
+    let store = Arc::new(Unkind { store: cluster.store.clone(), open, waited: AtomicU64::new(0) });
+    cluster.start_control_on(store.clone());
+    let keys = [key(1), key(2), key(3)];
+    for key in &keys {
+        cluster.report(key, 0).await;
+    }
+    cluster.agents_at(&keys, 0).await;
+
+    // It has read and decided, and stops just before it writes. Another one does the work meanwhile.
+    gate.send(false).unwrap();
+    for key in &keys {
+        cluster.report(key, 1).await;
+    }
+    let paused = async {
+        while store.waited.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, paused).await.unwrap();
+    cluster.start_control();
+    for n in 2..30 {
+        for key in &keys {
+            cluster.report(key, n).await;
+        }
+    }
+    cluster.agents_at(&keys, 29).await;
+
+    // It wakes up with its old batch: nothing goes back, and it works on.
+    gate.send(true).unwrap();
+    for n in 30..40 {
+        for key in &keys {
+            cluster.report(key, n).await;
+        }
+    }
+    for stored in cluster.agents_at(&keys, 39).await {
+        assert_eq!(stored.agent.state.description.unwrap().non_identifying["n"], 39);
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_report_that_the_store_refuses_is_found_and_the_others_are_folded() {
+    let mut cluster = Cluster::new();
+    let (_gate, open) = watch::channel(true);
+    let gateway = Subject::Deliveries("default".parse().unwrap(), "gw".parse().unwrap());
+    let mut deliveries = cluster.bus.subscribe(&gateway).await.unwrap();
+    let partition = Partition::of(&key(0));
+    let keys: Vec<_> = (0..10_000).map(key).filter(|key| Partition::of(key) == partition).take(9).collect();
+    for (n, key) in keys.iter().enumerate() {
+        cluster.report(key, 0).await;
+        cluster.report(key, if n == 4 { POISON } else { 1 }).await;
+    }
+    let store = Arc::new(Unkind { store: cluster.store.clone(), open, waited: AtomicU64::new(0) });
+    cluster.start_control_on(store);
+    let (bad, good): (Vec<_>, Vec<_>) = keys.iter().cloned().partition(|key| *key == keys[4]);
+    cluster.agents_at(&good, 1).await;
+    cluster.agents_at(&bad, 0).await;
+    let received = tokio::time::timeout(SOON, deliveries.next()).await.unwrap().unwrap();
+    let Some(Action::RequestFullState(asked)) = Delivery::decode(received.payload).unwrap().action else {
+        unreachable!("no other delivery is due")
+    };
+    assert_eq!(asked.sessions[0].instance_uid, bad[0].uid.as_bytes().as_slice());
+    // The agent's next report is as good as any.
+    cluster.report(&bad[0], 2).await;
+    cluster.agents_at(&bad, 2).await;
+    cluster.stop().await;
+    assert_eq!(cluster.metric("muster_control_quarantined_entries_total"), 1.0);
 }

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::ws::{CloseFrame, Message as Frame, WebSocket, close_code};
 use bytes::{BufMut, Bytes, BytesMut};
 use muster_domain::agent::EndReason;
 use muster_domain::ids::{AgentKey, InstanceUid, SessionId, Tenant, Timestamp};
@@ -12,16 +11,17 @@ use muster_opamp::connection::{Connection, Limits, Output};
 use muster_proto::encoding::{WireType, encode_key, encode_varint};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tokio_tungstenite::tungstenite;
 use tracing::{debug, info, warn};
 
 use crate::mailbox::{Mailbox, Offer, Order};
+use crate::socket::{Received, Socket, SocketError, code};
+use crate::upstream::ClaimError;
 use crate::{Shared, settler, upstream};
 
 /// Tenant of agents that connect without a credential.
 const DEFAULT_TENANT: &str = "default";
-/// Close code 1012, "service restart".
-const SERVICE_RESTART: u16 = 1012;
+/// How long a peer may take to answer a Close.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Why a connection ends, as its close code, its text and what becomes of its sessions.
 struct End {
@@ -41,7 +41,7 @@ impl End {
 /// One connection while it is open.
 struct Serving {
     shared: Arc<Shared>,
-    socket: WebSocket,
+    socket: Socket,
     machine: Connection,
     mailbox: Arc<Mailbox>,
     tenant: Tenant,
@@ -56,7 +56,7 @@ struct Serving {
 }
 
 /// Serves a connection until it ends.
-pub(crate) async fn serve(shared: Arc<Shared>, socket: WebSocket, peer: SocketAddr) {
+pub(crate) async fn serve(shared: Arc<Shared>, socket: Socket, peer: SocketAddr) {
     let Ok(tenant) = DEFAULT_TENANT.parse() else { return };
     shared.metrics.websocket_connections.inc();
     shared.metrics.open_connections.inc();
@@ -84,11 +84,11 @@ impl Serving {
             }
             let deadline = self.next_deadline();
             let step = tokio::select! {
-                frame = self.socket.recv() => self.frame(frame),
+                received = self.socket.recv() => self.received(received).await,
                 orders = self.mailbox.take() => self.orders(orders).await,
                 () = tokio::time::sleep_until(deadline) => self.on_time().await,
                 () = self.shared.closing.cancelled() => {
-                    Err(End::close(SERVICE_RESTART, "the gateway is stopping", EndReason::GatewayStopped))
+                    Err(End::close(code::SERVICE_RESTART, "the gateway is stopping", EndReason::GatewayStopped))
                 }
             };
             if let Err(end) = step {
@@ -120,14 +120,14 @@ impl Serving {
 
     async fn claim(&mut self, uid: InstanceUid) {
         let key = self.key(uid);
-        match upstream::claim(&self.shared, &key).await {
+        match upstream::claim(&self.shared, &key, None).await {
             Ok(claimed) => {
                 if self.shared.registry.insert(key, claimed.session, Arc::clone(&self.mailbox)) {
                     self.shared.metrics.connected_agents.inc();
                 }
                 self.machine.claimed(uid, claimed, self.now());
             }
-            Err(not_now) => self.machine.claim_failed(uid, &not_now),
+            Err(error) => self.machine.claim_failed(uid, &error.into_not_now()),
         }
     }
 
@@ -139,51 +139,40 @@ impl Serving {
         settler::release(&self.shared, &key, session).await;
     }
 
-    fn frame(&mut self, frame: Option<Result<Frame, axum::Error>>) -> Result<(), End> {
+    async fn received(&mut self, received: Result<Received, SocketError>) -> Result<(), End> {
         self.heard = Instant::now();
         for probe in self.probes.drain(..) {
             // Whoever asked may have stopped waiting.
             let _ = probe.send(true);
         }
-        match frame {
-            None => Err(End::LOST),
-            Some(Err(error)) => Err(self.broken(error)),
-            Some(Ok(Frame::Binary(bytes))) => {
+        match received {
+            Ok(Received::Binary(bytes)) => {
                 self.shared.metrics.received.inc();
                 self.machine.frame(&bytes, self.now());
                 Ok(())
             }
-            Some(Ok(Frame::Text(_))) => Err(End::close(
-                close_code::UNSUPPORTED,
-                "OpAMP messages are binary",
-                EndReason::ProtocolError,
-            )),
-            // After a Close the stream goes on to its end, which sends ours.
-            Some(Ok(Frame::Ping(_) | Frame::Pong(_) | Frame::Close(_))) => Ok(()),
+            Ok(Received::Ping(payload)) => self.write(Write::Pong(&payload)).await,
+            Ok(Received::Pong) => Ok(()),
+            Ok(Received::Close(given)) => {
+                Err(End::close(given.unwrap_or(code::NORMAL), "", EndReason::ConnectionLost))
+            }
+            Err(error) => Err(self.broken(&error)),
         }
     }
 
-    /// What the error of a read means.
-    fn broken(&self, error: axum::Error) -> End {
-        let error = error.into_inner();
-        let end = match error.downcast_ref::<tungstenite::Error>() {
-            Some(tungstenite::Error::Capacity(_)) => {
-                End::close(close_code::SIZE, "the message is too large", EndReason::ProtocolError)
+    /// What the failure of a read means.
+    fn broken(&self, error: &SocketError) -> End {
+        let (code, text) = match error {
+            SocketError::Gone(source) => {
+                debug!(remote_addr = %self.peer, tenant = %self.tenant, error = %source, "a connection was lost");
+                return End::LOST;
             }
-            Some(tungstenite::Error::Protocol(
-                tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
-            )) => End::LOST,
-            Some(tungstenite::Error::Protocol(_) | tungstenite::Error::Utf8(_)) => {
-                End::close(close_code::PROTOCOL, "the WebSocket frame is malformed", EndReason::ProtocolError)
-            }
-            _ => End::LOST,
+            SocketError::TooLarge(_) => (code::SIZE, "the message is too large"),
+            SocketError::Text => (code::UNSUPPORTED, "OpAMP messages are binary"),
+            SocketError::Protocol(_) => (code::PROTOCOL, "the WebSocket frame is malformed"),
         };
-        if end.close.is_some() {
-            warn!(remote_addr = %self.peer, tenant = %self.tenant, %error, "a connection is closed");
-        } else {
-            debug!(remote_addr = %self.peer, tenant = %self.tenant, %error, "a connection was lost");
-        }
-        end
+        warn!(remote_addr = %self.peer, tenant = %self.tenant, %error, "a connection is closed");
+        End::close(code, text, EndReason::ProtocolError)
     }
 
     async fn orders(&mut self, orders: Vec<Order>) -> Result<(), End> {
@@ -193,10 +182,11 @@ impl Serving {
                 Order::RequestFullState(uid, session) => {
                     self.machine.request_full_state(uid, session, self.now());
                 }
+                Order::Reclaim(uid, session) => self.reclaim(uid, session).await,
                 Order::Close(uid, session, reason) => {
                     if self.machine.session(uid) == Some(session) && self.machine.sessions() == 1 {
                         let text = "another connection of this agent has taken over";
-                        return Err(End::close(close_code::POLICY, text, reason));
+                        return Err(End::close(code::POLICY, text, reason));
                     }
                     self.machine.close_session(uid, Some(session), reason);
                 }
@@ -209,13 +199,36 @@ impl Serving {
         Ok(())
     }
 
+    /// Claims the agent anew for its connection, in the place of its own session before.
+    async fn reclaim(&mut self, uid: InstanceUid, session: SessionId) {
+        if self.machine.session(uid) != Some(session) {
+            return;
+        }
+        let key = self.key(uid);
+        match upstream::claim(&self.shared, &key, Some(session)).await {
+            Ok(claimed) => {
+                self.shared.registry.insert(key, claimed.session, Arc::clone(&self.mailbox));
+                self.machine.reclaimed(uid, claimed);
+            }
+            Err(ClaimError::Held(_)) => {
+                self.mailbox.put(Order::Close(uid, session, EndReason::Superseded));
+            }
+            // Settling fails again at the next message, which brings the session back here.
+            Err(ClaimError::Unknown(not_now)) => {
+                debug!(tenant = %self.tenant, agent_id = %uid, reason = not_now.reason, "an agent could not be claimed anew");
+            }
+        }
+    }
+
     async fn offer(&mut self, uid: InstanceUid, offer: Offer) -> Result<(), End> {
         // Only the current session of an agent is sent offers.
         if self.machine.session(uid) != Some(offer.session) {
             self.shared.metrics.offers.with_label_values(&["session_gone"]).inc();
             return Ok(());
         }
-        self.send(offer_frame(uid, &offer.remote_config)).await?;
+        let head = offer_head(uid, offer.remote_config.len());
+        self.shared.metrics.sent.inc();
+        self.write(Write::Message([&head, &offer.remote_config])).await?;
         self.shared.metrics.offers.with_label_values(&["sent"]).inc();
         info!(event = "config_offered", tenant = %self.tenant, agent_id = %uid, config_hash = %offer.hash, "offered a remote config");
         Ok(())
@@ -233,7 +246,7 @@ impl Serving {
     async fn on_time(&mut self) -> Result<(), End> {
         let settings = &self.shared.settings;
         if self.heard.elapsed() >= settings.silent_after {
-            return Err(End::close(close_code::POLICY, "nothing was heard for too long", EndReason::Silent));
+            return Err(End::close(code::POLICY, "nothing was heard for too long", EndReason::Silent));
         }
         self.machine.timeout(self.now());
         if self.pinged.elapsed() >= settings.ping_every {
@@ -244,20 +257,28 @@ impl Serving {
 
     async fn ping(&mut self) -> Result<(), End> {
         self.pinged = Instant::now();
-        self.write(Frame::Ping(Bytes::new())).await
+        self.write(Write::Ping).await
     }
 
     async fn send(&mut self, bytes: Bytes) -> Result<(), End> {
         self.shared.metrics.sent.inc();
-        self.write(Frame::Binary(bytes)).await
+        self.write(Write::Message([&bytes, &[]])).await
     }
 
-    async fn write(&mut self, frame: Frame) -> Result<(), End> {
+    async fn write(&mut self, write: Write<'_>) -> Result<(), End> {
         if !self.open {
             return Err(End::LOST);
         }
-        let deadline = self.shared.settings.write_deadline;
-        match tokio::time::timeout(deadline, self.socket.send(frame)).await {
+        let socket = &mut self.socket;
+        let work = async {
+            match write {
+                Write::Message(parts) => socket.send(parts).await,
+                Write::Ping => socket.ping().await,
+                Write::Pong(payload) => socket.pong(payload).await,
+                Write::Close(code, text) => socket.close(code, text).await,
+            }
+        };
+        match tokio::time::timeout(self.shared.settings.write_deadline, work).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
                 debug!(remote_addr = %self.peer, tenant = %self.tenant, %error, "a connection was lost");
@@ -272,13 +293,11 @@ impl Serving {
 
     /// Says Close where that can be said, then ends the sessions.
     async fn finish(mut self, end: End) {
-        if let Some((code, text)) = end.close {
-            let close = Frame::Close(Some(CloseFrame { code, reason: text.into() }));
-            if self.write(close).await.is_ok() {
-                // The peer's Close, or its silence.
-                let closed = async { while let Some(Ok(_)) = self.socket.recv().await {} };
-                let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
-            }
+        if let Some((code, text)) = end.close
+            && self.write(Write::Close(code, text)).await.is_ok()
+        {
+            // Until the peer ends as well: a stream dropped with bytes unread may take the Close with it.
+            let _ = tokio::time::timeout(CLOSE_DEADLINE, self.socket.linger()).await;
         }
         self.open = false;
         self.machine.close(end.reason);
@@ -296,17 +315,26 @@ impl Serving {
     }
 }
 
-/// Header, instance_uid (field 1) and remote_config (field 3): a ServerToAgent around shared bytes.
-fn offer_frame(uid: InstanceUid, remote_config: &Bytes) -> Bytes {
-    let mut frame = BytesMut::with_capacity(remote_config.len() + 32);
-    frame.put_u8(0);
-    encode_key(1, WireType::LengthDelimited, &mut frame);
-    encode_varint(16, &mut frame);
-    frame.put_slice(uid.as_bytes());
-    encode_key(3, WireType::LengthDelimited, &mut frame);
-    encode_varint(remote_config.len() as u64, &mut frame);
-    frame.put_slice(remote_config);
-    frame.freeze()
+/// Something to be written.
+enum Write<'a> {
+    /// A message that is these parts, one after the other.
+    Message([&'a [u8]; 2]),
+    Ping,
+    Pong(&'a [u8]),
+    Close(u16, &'static str),
+}
+
+/// What stands before the bytes of an AgentRemoteConfig to make them a ServerToAgent: header,
+/// instance_uid (field 1), and the tag and length of remote_config (field 3).
+fn offer_head(uid: InstanceUid, length: usize) -> Bytes {
+    let mut head = BytesMut::with_capacity(32);
+    head.put_u8(0);
+    encode_key(1, WireType::LengthDelimited, &mut head);
+    encode_varint(16, &mut head);
+    head.put_slice(uid.as_bytes());
+    encode_key(3, WireType::LengthDelimited, &mut head);
+    encode_varint(length as u64, &mut head);
+    head.freeze()
 }
 
 #[cfg(test)]
@@ -322,7 +350,8 @@ mod tests {
         let uid = InstanceUid(Uuid::from_u128(7));
         let remote_config =
             AgentRemoteConfig { config: Some(AgentConfigMap::default()), config_hash: vec![1, 2] };
-        let frame = offer_frame(uid, &remote_config.encode_to_vec().into());
+        let body = remote_config.encode_to_vec();
+        let frame = [offer_head(uid, body.len()).as_ref(), &body].concat();
         assert_eq!(frame[0], 0);
         let expected = ServerToAgent {
             instance_uid: uid.as_bytes().to_vec(),

@@ -12,11 +12,12 @@ use muster_proto::bus::delivery::Action;
 use muster_proto::bus::{Delivery, OfferTarget, RemoteConfigOffer, SessionRef};
 use muster_proto::opamp::{AgentConfigFile, AgentConfigMap, AgentRemoteConfig};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::{Instrument as _, debug_span, error, warn};
 
 use crate::Shared;
 use crate::bodies::render;
 use crate::mailbox::{Offer, Order};
+use crate::trace::following;
 
 /// Handles deliveries until `stop`.
 pub(crate) async fn serve(
@@ -40,7 +41,13 @@ async fn handle(shared: &Shared, payload: Bytes) -> Result<(), String> {
     let delivery = Delivery::decode(payload).map_err(|error| format!("it is not a delivery: {error}"))?;
     let tenant: Tenant = delivery.tenant.parse().map_err(|error| format!("{error}"))?;
     match delivery.action {
-        Some(Action::RemoteConfig(offer)) => offer_config(shared, &tenant, offer).await,
+        Some(Action::RemoteConfig(offer)) => {
+            let span = following(
+                &delivery.traceparent,
+                || debug_span!("offer", %tenant, agents = offer.targets.len(), otel.kind = "consumer"),
+            );
+            offer_config(shared, &tenant, offer).instrument(span).await
+        }
         Some(Action::RequestFullState(request)) => {
             for target in request.sessions {
                 put(shared, &tenant, &target, Order::RequestFullState)?;

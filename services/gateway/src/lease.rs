@@ -4,15 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use muster_ports::EngineError;
 use muster_ports::kv::{Precondition, PutError};
+use muster_ports::{EngineError, LEASE_TTL};
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::Shared;
+use crate::mailbox::Order;
 
 /// How often it is renewed.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
+/// After a lapse, this many sessions are claimed anew this often.
+const RECLAIMS: usize = 50;
+const RECLAIM_EVERY: Duration = Duration::from_millis(50);
 
 fn key(shared: &Shared) -> String {
     format!("gateways/{}/{}", shared.settings.cell, shared.settings.gateway)
@@ -20,7 +25,7 @@ fn key(shared: &Shared) -> String {
 
 /// Takes the lease for this life.
 pub(crate) async fn take(shared: &Shared) -> Result<(), EngineError> {
-    let value = Bytes::copy_from_slice(shared.incarnation.as_bytes());
+    let value = Bytes::copy_from_slice(shared.incarnation().as_bytes());
     match shared.engines.leases.put(&key(shared), value, Precondition::Any).await {
         Ok(_) => Ok(()),
         Err(PutError::Engine(error)) => Err(error),
@@ -31,19 +36,52 @@ pub(crate) async fn take(shared: &Shared) -> Result<(), EngineError> {
     }
 }
 
-/// Renews the lease until `stop`.
+/// Renews the lease until `stop`. When it has lapsed, a new life begins: others may have ended this
+/// gateway's sessions, so it claims them anew.
 pub(crate) async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(RENEW_EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut renewed = Instant::now();
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
             () = stop.cancelled() => return,
         }
+        let lapsed = renewed.elapsed() >= LEASE_TTL;
+        if lapsed {
+            shared.new_incarnation();
+        }
         match tokio::time::timeout(RENEW_EVERY, take(&shared)).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => {
+                renewed = Instant::now();
+                if lapsed {
+                    warn!(event = "lease_lapsed", gateway = %shared.settings.gateway, incarnation = %shared.incarnation(), "the gateway's lease had lapsed: its sessions are claimed anew");
+                    tokio::select! {
+                        () = reclaim(&shared) => {}
+                        () = stop.cancelled() => return,
+                    }
+                    renewed = Instant::now();
+                }
+            }
             Ok(Err(error)) => warn!(%error, "the gateway's lease was not renewed"),
             Err(_) => warn!("the gateway's lease was not renewed in time"),
+        }
+    }
+}
+
+/// Has every session claimed anew, some at a time, the lease kept meanwhile.
+async fn reclaim(shared: &Shared) {
+    let mut renewed = Instant::now();
+    for sessions in shared.registry.all().chunks(RECLAIMS) {
+        for (key, session, mailbox) in sessions {
+            mailbox.put(Order::Reclaim(key.uid, *session));
+        }
+        tokio::time::sleep(RECLAIM_EVERY).await;
+        if renewed.elapsed() >= RENEW_EVERY {
+            if let Err(error) = take(shared).await {
+                warn!(%error, "the gateway's lease was not renewed");
+            }
+            renewed = Instant::now();
         }
     }
 }

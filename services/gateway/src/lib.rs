@@ -13,11 +13,14 @@ mod metrics;
 mod registry;
 mod requests;
 mod settler;
+mod socket;
+mod trace;
 mod upstream;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use muster_domain::ids::{Cell, GatewayId, Incarnation};
 use muster_ports::bus::{Bus, Subject};
 use muster_ports::kv::KeyValue;
@@ -88,7 +91,7 @@ pub struct Engines {
 /// What every task of a gateway shares.
 struct Shared {
     settings: Settings,
-    incarnation: Incarnation,
+    incarnation: ArcSwap<Incarnation>,
     engines: Engines,
     metrics: Metrics,
     registry: registry::Registry,
@@ -98,6 +101,18 @@ struct Shared {
     /// Cancelled when connections are to close.
     closing: CancellationToken,
     tracker: TaskTracker,
+}
+
+impl Shared {
+    /// The present life of the gateway.
+    fn incarnation(&self) -> Incarnation {
+        **self.incarnation.load()
+    }
+
+    /// Begins another life.
+    fn new_incarnation(&self) {
+        self.incarnation.store(Arc::new(Incarnation(Uuid::now_v7())));
+    }
 }
 
 /// Serves agents on a listener until `stop` is cancelled, then closes what is open and returns.
@@ -113,7 +128,7 @@ pub async fn run(
 ) -> Result<(), EngineError> {
     let (cell, gateway) = (settings.cell.clone(), settings.gateway.clone());
     let shared = Arc::new(Shared {
-        incarnation: Incarnation(Uuid::now_v7()),
+        incarnation: ArcSwap::from_pointee(Incarnation(Uuid::now_v7())),
         connections: Arc::new(Semaphore::new(settings.max_connections)),
         registry: registry::Registry::default(),
         settler: settler::Settler::default(),
@@ -140,7 +155,7 @@ pub async fn run(
 
     info!(
         gateway = %shared.settings.gateway,
-        incarnation = %shared.incarnation,
+        incarnation = %shared.incarnation(),
         address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default(),
         "gateway is serving agents"
     );

@@ -4,15 +4,23 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::{ConnectInfo, State};
-use axum::http::StatusCode;
-use axum::http::header::RETRY_AFTER;
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::header::{
+    CONNECTION, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::net::TcpListener;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use hyper_util::server::conn::auto::upgrade::downcast;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::sync::CancellationToken;
+use tracing::{debug, error};
 
+use crate::socket::Socket;
 use crate::{Shared, connection, upstream};
 
 /// Path of the OpAMP endpoint (specification, "WebSocket Transport").
@@ -34,8 +42,12 @@ pub(crate) async fn serve(
 async fn upgrade(
     State(shared): State<Arc<Shared>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    upgrade: WebSocketUpgrade,
+    mut request: Request,
 ) -> Response {
+    let accept = match handshake(request.headers()) {
+        Ok(accept) => accept,
+        Err(refusal) => return *refusal,
+    };
     // Refused before the upgrade: a connection that is accepted and then closed is tried again at once.
     let Ok(place) = Arc::clone(&shared.connections).try_acquire_owned() else {
         shared.metrics.refused_connections.inc();
@@ -43,19 +55,74 @@ async fn upgrade(
         let reason = "the gateway carries as many connections as it may (server.websocket.max_connections)\n";
         return (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, seconds)], reason).into_response();
     };
-    let max_message_size = shared.settings.max_message_size;
-    upgrade
-        .read_buffer_size(4096)
-        .write_buffer_size(0)
-        .max_message_size(max_message_size)
-        .max_frame_size(max_message_size)
-        .on_upgrade(move |socket| {
-            let tracker = shared.tracker.clone();
-            tracker.track_future(async move {
-                connection::serve(shared, socket, peer).await;
-                drop(place);
-            })
-        })
+    let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>() else {
+        return (StatusCode::HTTP_VERSION_NOT_SUPPORTED, "WebSockets need HTTP/1.1\n").into_response();
+    };
+    let tracker = shared.tracker.clone();
+    tracker.spawn(async move {
+        if let Some(socket) = take_over(upgrade, shared.settings.max_message_size).await {
+            connection::serve(shared, socket, peer).await;
+        }
+        drop(place);
+    });
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    response
+}
+
+/// Checks the client's handshake (RFC 6455, section 4.2.1) and gives the key that accepts it.
+fn handshake(headers: &HeaderMap) -> Result<HeaderValue, Box<Response>> {
+    let has = |name: HeaderName, wanted: &str| {
+        headers
+            .get_all(name)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .any(|value| value.split(',').any(|token| token.trim().eq_ignore_ascii_case(wanted)))
+    };
+    let refuse = |response: Response| Err(Box::new(response));
+    if !has(CONNECTION, "upgrade") || !has(UPGRADE, "websocket") {
+        let text = "this is an OpAMP endpoint: connect with a WebSocket\n";
+        return refuse((StatusCode::UPGRADE_REQUIRED, [(UPGRADE, "websocket")], text).into_response());
+    }
+    if !has(SEC_WEBSOCKET_VERSION, "13") {
+        let text = "only version 13 of the WebSocket protocol is spoken here\n";
+        return refuse((StatusCode::UPGRADE_REQUIRED, [(SEC_WEBSOCKET_VERSION, "13")], text).into_response());
+    }
+    let key = headers.get(SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
+    let accept = key.and_then(|key| HeaderValue::from_str(&key).ok());
+    match accept {
+        Some(accept) => Ok(accept),
+        None => refuse((StatusCode::BAD_REQUEST, "Sec-WebSocket-Key is missing\n").into_response()),
+    }
+}
+
+/// The bare stream of an upgraded connection: nothing of HTTP stays behind.
+async fn take_over(upgrade: OnUpgrade, max_message: usize) -> Option<Socket> {
+    let upgraded = match upgrade.await {
+        Ok(upgraded) => upgraded,
+        Err(error) => {
+            debug!(%error, "a client went away during the upgrade");
+            return None;
+        }
+    };
+    match downcast::<TokioIo<TcpStream>>(upgraded) {
+        Ok(parts) => {
+            let stream = parts.io.into_inner();
+            if let Err(error) = stream.set_nodelay(true) {
+                debug!(%error, "a client went away during the upgrade");
+                return None;
+            }
+            Some(Socket::new(stream, &parts.read_buf, max_message))
+        }
+        Err(_) => {
+            error!("a connection is given up: the listener serves other streams than TCP");
+            None
+        }
+    }
 }
 
 async fn plain_http() -> Response {

@@ -30,6 +30,8 @@ pub(crate) enum Order {
     Offer(InstanceUid, Offer),
     /// Ask for full state.
     RequestFullState(InstanceUid, SessionId),
+    /// Claim the agent anew: ownership or the lease was lost.
+    Reclaim(InstanceUid, SessionId),
     /// End the session.
     Close(InstanceUid, SessionId, EndReason),
     /// Find out whether the peer is there; the answer is whether it is.
@@ -47,6 +49,7 @@ pub(crate) struct Mailbox {
 struct Waiting {
     offers: BTreeMap<InstanceUid, Offer>,
     full_state: BTreeMap<InstanceUid, SessionId>,
+    reclaim: BTreeMap<InstanceUid, SessionId>,
     close: BTreeMap<InstanceUid, (SessionId, EndReason)>,
     probes: BTreeMap<InstanceUid, (SessionId, oneshot::Sender<bool>)>,
 }
@@ -66,6 +69,9 @@ impl Mailbox {
             }
             Order::RequestFullState(uid, session) => {
                 waiting.full_state.insert(uid, session);
+            }
+            Order::Reclaim(uid, session) => {
+                waiting.reclaim.insert(uid, session);
             }
             Order::Close(uid, session, reason) => {
                 waiting.close.insert(uid, (session, reason));
@@ -89,7 +95,8 @@ impl Mailbox {
             let full =
                 waiting.full_state.into_iter().map(|(uid, session)| Order::RequestFullState(uid, session));
             let offers = waiting.offers.into_iter().map(|(uid, offer)| Order::Offer(uid, offer));
-            let orders: Vec<_> = close.chain(probes).chain(full).chain(offers).collect();
+            let reclaim = waiting.reclaim.into_iter().map(|(uid, session)| Order::Reclaim(uid, session));
+            let orders: Vec<_> = close.chain(probes).chain(full).chain(offers).chain(reclaim).collect();
             if !orders.is_empty() {
                 return orders;
             }

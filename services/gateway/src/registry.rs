@@ -30,6 +30,15 @@ impl Registry {
         false
     }
 
+    /// Every session.
+    pub(crate) fn all(&self) -> Vec<(AgentKey, SessionId, Arc<Mailbox>)> {
+        let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
+        sessions
+            .iter()
+            .map(|(key, (session, mailbox))| (key.clone(), *session, Arc::clone(mailbox)))
+            .collect()
+    }
+
     /// The mailbox of the connection that carries exactly this session.
     pub(crate) fn find(&self, key: &AgentKey, session: SessionId) -> Option<Arc<Mailbox>> {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use muster_domain::agent::EndReason;
 use muster_domain::ids::{AgentKey, SessionId, Timestamp};
 use muster_ports::ownership::Settled;
 use tokio_util::sync::CancellationToken;
@@ -67,7 +66,7 @@ async fn flush(shared: &Shared) {
         Ok(Ok(not_holders)) => {
             for (key, session) in not_holders {
                 if let Some(mailbox) = shared.registry.find(&key, session) {
-                    mailbox.put(Order::Close(key.uid, session, EndReason::Superseded));
+                    mailbox.put(Order::Reclaim(key.uid, session));
                 }
             }
         }

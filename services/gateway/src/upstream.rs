@@ -16,10 +16,10 @@ use muster_proto::bus::{
     control_reply, control_request,
 };
 use rand::Rng;
-use tracing::{error, warn};
+use tracing::{Instrument as _, debug_span, error, warn};
 use uuid::Uuid;
 
-use crate::Shared;
+use crate::{Shared, trace};
 
 /// Longest wait for ownership.
 const CLAIM_DEADLINE: Duration = Duration::from_secs(2);
@@ -37,13 +37,35 @@ fn not_now(reason: &str) -> NotNow {
     NotNow { reason: reason.to_owned(), retry_after: retry_after() }
 }
 
-/// Claims an agent for a new session. A contested claim is decided by control.
-pub(crate) async fn claim(shared: &Shared, key: &AgentKey) -> Result<Claimed, NotNow> {
+/// Why an agent was not claimed.
+pub(crate) enum ClaimError {
+    /// Another live session holds it.
+    Held(NotNow),
+    /// Nobody could say.
+    Unknown(NotNow),
+}
+
+impl ClaimError {
+    /// What the agent is told.
+    pub(crate) fn into_not_now(self) -> NotNow {
+        match self {
+            Self::Held(not_now) | Self::Unknown(not_now) => not_now,
+        }
+    }
+}
+
+/// Claims an agent for a new session, in the place of `before` where that is the connection's own. A
+/// contested claim is decided by control.
+pub(crate) async fn claim(
+    shared: &Shared,
+    key: &AgentKey,
+    before: Option<SessionId>,
+) -> Result<Claimed, ClaimError> {
     let session = SessionId(Uuid::now_v7());
-    let mut displace = None;
+    let mut displace = before;
     // Each turn follows a verdict; a second contest means that the agent came back twice meanwhile.
     for _ in 0..3 {
-        match try_claim(shared, key, session, displace).await? {
+        match try_claim(shared, key, session, displace).await.map_err(ClaimError::Unknown)? {
             ClaimOutcome::Granted { claim } => {
                 count(shared, "granted");
                 return Ok(Claimed { session, claim, known: Known::Nothing, previous: None });
@@ -57,18 +79,19 @@ pub(crate) async fn claim(shared: &Shared, key: &AgentKey) -> Result<Claimed, No
                 count(shared, "contested");
                 match resolve(shared, key, session, &holder).await {
                     Ok(ContestVerdict::Takeover) => displace = Some(holder.session),
-                    Ok(_) => return Err(not_now("another live agent uses this instance_uid")),
+                    Ok(_) => {
+                        return Err(ClaimError::Held(not_now("another live agent uses this instance_uid")));
+                    }
                     Err(error) => {
                         warn!(tenant = %key.tenant, agent_id = %key.uid, %error, "control did not decide on a contested instance_uid");
-                        return Err(not_now(
-                            "the server cannot tell whether another agent uses this instance_uid",
-                        ));
+                        let reason = "the server cannot tell whether another agent uses this instance_uid";
+                        return Err(ClaimError::Unknown(not_now(reason)));
                     }
                 }
             }
         }
     }
-    Err(not_now("several agents claim this instance_uid at once"))
+    Err(ClaimError::Held(not_now("several agents claim this instance_uid at once")))
 }
 
 fn count(shared: &Shared, result: &str) {
@@ -85,7 +108,7 @@ async fn try_claim(
         key: key.clone(),
         session,
         gateway: shared.settings.gateway.clone(),
-        incarnation: shared.incarnation,
+        incarnation: shared.incarnation(),
         now: (shared.engines.clock)(),
         displace,
     };
@@ -140,10 +163,14 @@ pub(crate) async fn publish(
     publish: Publish,
     remote_addr: &str,
 ) -> Result<(), NotNow> {
-    let envelope = envelope(shared, key, publish, remote_addr);
+    let span = debug_span!("report", tenant = %key.tenant, agent_id = %key.uid, otel.kind = "producer");
+    let mut envelope = envelope(shared, key, publish, remote_addr);
+    envelope.traceparent = trace::traceparent(&span);
     let id = MessageId(Uuid::now_v7());
     let work = shared.engines.log.publish(Partition::of(key), id, envelope.encode_to_vec().into());
-    let (result, refusal) = match tokio::time::timeout(PUBLISH_DEADLINE, work).await {
+    let stored = tokio::time::timeout(PUBLISH_DEADLINE, work).instrument(span.clone()).await;
+    let _reporting = span.entered();
+    let (result, refusal) = match stored {
         Ok(Ok(_)) => ("stored", None),
         Ok(Err(PublishError::TooLarge { size, limit })) => {
             error!(tenant = %key.tenant, agent_id = %key.uid, size, limit, "a report is too large for the log");
@@ -171,7 +198,7 @@ fn envelope(shared: &Shared, key: &AgentKey, publish: Publish, remote_addr: &str
         session_id: publish.session.as_bytes().to_vec().into(),
         claim: publish.claim.0,
         gateway: shared.settings.gateway.to_string(),
-        incarnation: shared.incarnation.as_bytes().to_vec().into(),
+        incarnation: shared.incarnation().as_bytes().to_vec().into(),
         traceparent: String::new(),
         received_at_us: (shared.engines.clock)().0,
         sequence_num: head.map_or(0, |head| head.sequence_num),

@@ -1,5 +1,6 @@
 //! `muster demo`: the server with a simulated fleet and an example configuration.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::serve::Server;
+use crate::serve::{Process, Server};
 
 /// The example configuration: a template and an assignment.
 const MANIFESTS: [&str; 2] = [
@@ -26,13 +27,14 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
 pub async fn run(config: &Config, data_dir: &Path, agents: usize) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("signals cannot be received")?;
     let mut terminate = signal(SignalKind::terminate()).context("signals cannot be received")?;
-    let mut server = Server::start(config, data_dir).await?;
+    let mut server = Server::start(config, data_dir, &Process::embedded()).await?;
     let api = format!("http://{}", server.http);
     apply(&api).await?;
+    let agents_at = server.agents.context("the demo has no gateway")?;
     let options = FleetOptions {
         count: agents,
         stable_uids: true,
-        ..FleetOptions::new(format!("ws://{}/v1/opamp", server.agents))
+        ..FleetOptions::new(format!("ws://{agents_at}/v1/opamp"))
     };
     let fleet =
         Fleet::start(options, CancellationToken::new()).context("the simulated fleet cannot start")?;
@@ -40,7 +42,7 @@ pub async fn run(config: &Config, data_dir: &Path, agents: usize) -> anyhow::Res
     let stop = tokio::select! {
         connected = connected => {
             let connected = connected.map_or_else(|late| late.stats.connected, |stats| stats.connected);
-            welcome(&server, &api, connected);
+            welcome(&server, agents_at, &api, connected);
             false
         }
         _ = interrupt.recv() => true,
@@ -77,12 +79,12 @@ async fn apply(api: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn welcome(server: &Server, api: &str, connected: usize) {
+fn welcome(server: &Server, agents_at: SocketAddr, api: &str, connected: usize) {
     let flag = if server.http.port() == 4321 { String::new() } else { format!(" --server {api}") };
     println!(
         "Muster is running with {connected} simulated agents.
 
-  agents connect at   ws://{}/v1/opamp
+  agents connect at   ws://{agents_at}/v1/opamp
   API                 {api}/api/v1/agents
   OpenAPI             {api}/api/v1/openapi.json
   metrics             http://{}/metrics
@@ -97,6 +99,6 @@ Try, in another terminal:
 
 (`muster` is target/release/muster, or `cargo run --release --` before the command.)
 Press Ctrl-C to stop.",
-        server.agents, server.metrics
+        server.metrics
     );
 }

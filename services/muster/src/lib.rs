@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod engines;
 pub mod program;
 pub mod serve;
 pub mod telemetry;

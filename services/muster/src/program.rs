@@ -5,10 +5,13 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use muster_domain::ids::check_name;
 
 use crate::cli::{ClientCommand, GlobalOptions};
 use crate::config::Config;
-use crate::{cli, demo, serve, telemetry};
+use crate::engines::Role;
+use crate::serve::Process;
+use crate::{cli, demo, engines, serve, telemetry};
 
 /// Control plane for fleets of telemetry agents that speak OpAMP.
 #[derive(Debug, Parser)]
@@ -22,8 +25,10 @@ struct Program {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the server: every role in one process, on embedded parts.
+    /// Run the server: every role in one process on embedded parts, or some roles of a cluster.
     Serve(ServeArgs),
+    /// Bring the store's schema up to date, and end.
+    Migrate(MigrateArgs),
     /// Run the server with a simulated fleet and an example configuration, to look around.
     Demo(DemoArgs),
     #[command(flatten)]
@@ -38,10 +43,26 @@ struct ServeArgs {
     /// Directory of the embedded store.
     #[arg(long, env = "MUSTER_DATA_DIR", value_name = "DIR", default_value = "./muster-data")]
     data_dir: PathBuf,
+    /// What this process runs: gateway, control, api. By default all of them.
+    #[arg(long, env = "MUSTER_ROLES", value_name = "ROLE", value_delimiter = ',')]
+    roles: Vec<Role>,
+    /// Name of this process, unique in its region; the host's name by default.
+    #[arg(long, env = "MUSTER_NAME", value_name = "NAME")]
+    name: Option<String>,
     /// Least level that is logged: error, warn, info, debug, trace, or a filter such as
     /// `info,muster_gateway=debug`. Overrides telemetry.logs.level.
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct MigrateArgs {
+    /// Configuration file (YAML).
+    #[arg(long, env = "MUSTER_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Directory of the embedded store.
+    #[arg(long, env = "MUSTER_DATA_DIR", value_name = "DIR", default_value = "./muster-data")]
+    data_dir: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -65,6 +86,7 @@ pub fn main() -> ExitCode {
     let program = Program::parse();
     let result = match program.command {
         Command::Serve(args) => run_server(&args),
+        Command::Migrate(args) => run_migrate(&args),
         Command::Demo(args) => run_demo(&args),
         Command::Client(command) => return run_client(command, &program.global),
     };
@@ -79,13 +101,38 @@ pub fn main() -> ExitCode {
 
 fn run_server(args: &ServeArgs) -> anyhow::Result<()> {
     let config = load(args.config.as_deref())?;
-    telemetry::init(&config, args.log_level.as_deref())?;
-    runtime()?.block_on(serve::until_signal(&config, &args.data_dir))
+    let process = process(args)?;
+    let roles: Vec<_> = process.roles.iter().map(|role| role.name()).collect();
+    let _telemetry = telemetry::init_as(&roles.join(","), &config, args.log_level.as_deref())?;
+    runtime()?.block_on(serve::until_signal(&config, &args.data_dir, &process))
+}
+
+/// The process's name and roles. A process of every role needs no name.
+fn process(args: &ServeArgs) -> anyhow::Result<Process> {
+    let mut process = Process::embedded();
+    if !args.roles.is_empty() {
+        process.roles = args.roles.iter().copied().collect();
+        let host = hostname::get().context("the host has no name: give one with --name")?;
+        process.name = host.to_string_lossy().to_lowercase();
+    }
+    if let Some(name) = &args.name {
+        process.name = name.clone();
+    }
+    check_name("--name", &process.name)?;
+    Ok(process)
+}
+
+fn run_migrate(args: &MigrateArgs) -> anyhow::Result<()> {
+    let config = load(args.config.as_deref())?;
+    let _telemetry = telemetry::init(&config, None)?;
+    runtime()?.block_on(engines::open_store(&config, &args.data_dir))?;
+    println!("the schema is up to date");
+    Ok(())
 }
 
 fn run_demo(args: &DemoArgs) -> anyhow::Result<()> {
     let config = load(args.config.as_deref())?;
-    telemetry::init(&config, Some(&args.log_level))?;
+    let _telemetry = telemetry::init(&config, Some(&args.log_level))?;
     runtime()?.block_on(demo::run(&config, &args.data_dir, args.agents))
 }
 

@@ -1,5 +1,6 @@
-//! `muster serve`: every role in one process, on embedded parts.
+//! `muster serve`: the roles of a process, started and stopped in order.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -7,14 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, anyhow};
-use muster_adapters::sqlite::SqliteStore;
-use muster_adapters_memory::{MemoryBus, MemoryKeyValue, MemoryLog, MemoryOwnership};
-use muster_domain::ids::{Cell, GatewayId, Timestamp};
-use muster_ports::bus::Bus;
-use muster_ports::kv::KeyValue;
-use muster_ports::log::Log;
-use muster_ports::ownership::Ownership;
-use muster_ports::{Clock, LEASE_TTL};
+use futures_util::future::select_all;
+use muster_api::Readiness;
+use muster_domain::ids::{Cell, Timestamp};
+use muster_ports::Clock;
+use muster_ports::store::Store;
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,56 +21,64 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::config::Config;
+use crate::engines::{self, Role};
 
-/// Name of the one gateway and the one control of an embedded server.
-const NAME: &str = "embedded";
 /// Tenant of agents and requests without a credential.
 const TENANT: &str = "default";
-/// The embedded store, in the data directory.
-const STORE_FILE: &str = "muster.db";
-/// Bytes of reports that may wait to be folded.
-const LOG_CAPACITY: usize = 512 << 20;
-/// Room for what surrounds an agent's message in the log.
-const ENVELOPE_ROOM: usize = 4 << 10;
 /// How long each role may take to stop, the gateway's drain apart.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
+/// What a process is.
+#[derive(Debug, Clone)]
+pub struct Process {
+    /// Its name, unique in the cell: its gateway's and its control's.
+    pub name: String,
+    /// What it runs.
+    pub roles: BTreeSet<Role>,
+}
+
+impl Process {
+    /// A process that runs every role.
+    pub fn embedded() -> Self {
+        Self { name: "embedded".to_owned(), roles: BTreeSet::from([Role::Gateway, Role::Control, Role::Api]) }
+    }
+}
+
 /// The server while it runs.
 pub struct Server {
-    /// Where agents connect.
-    pub agents: SocketAddr,
-    /// Where the API is.
+    /// Where agents connect, if the process has a gateway.
+    pub agents: Option<SocketAddr>,
+    /// Where the API, or health and readiness, are.
     pub http: SocketAddr,
     /// Where metrics are.
     pub metrics: SocketAddr,
-    drain: Duration,
-    gateway: Role,
-    control: Role,
-    api: Role,
-    metrics_server: Role,
+    readiness: Readiness,
+    /// In the order in which they stop.
+    running: Vec<Running>,
 }
 
 /// One role's task.
-struct Role {
+struct Running {
     name: &'static str,
     stop: CancellationToken,
     task: JoinHandle<anyhow::Result<()>>,
+    deadline: Duration,
 }
 
-impl Role {
-    fn spawn<F>(name: &'static str, role: impl FnOnce(CancellationToken) -> F) -> Self
+impl Running {
+    fn spawn<F>(name: &'static str, deadline: Duration, role: impl FnOnce(CancellationToken) -> F) -> Self
     where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
         let stop = CancellationToken::new();
         let task = tokio::spawn(role(stop.clone()));
-        Self { name, stop, task }
+        Self { name, stop, task, deadline }
     }
 
     /// Stops the role and waits for it.
-    async fn end(self, deadline: Duration) {
+    async fn end(self) {
         self.stop.cancel();
-        match tokio::time::timeout(deadline, self.task).await {
+        match tokio::time::timeout(self.deadline, self.task).await {
             Ok(Ok(Ok(()))) => {}
             Ok(Ok(Err(error))) => error!(role = self.name, error = format!("{error:#}"), "a role failed"),
             Ok(Err(error)) => error!(role = self.name, %error, "a role's task was lost"),
@@ -93,10 +99,14 @@ pub fn system_clock() -> Clock {
 ///
 /// # Errors
 /// If the server cannot start, or a role ends by itself.
-pub async fn until_signal(config: &Config, data_dir: &Path) -> anyhow::Result<()> {
+pub async fn until_signal(config: &Config, data_dir: &Path, process: &Process) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("signals cannot be received")?;
     let mut terminate = signal(SignalKind::terminate()).context("signals cannot be received")?;
-    let mut server = Server::start(config, data_dir).await?;
+    let mut server = tokio::select! {
+        server = Server::start(config, data_dir, process) => server?,
+        _ = interrupt.recv() => return Ok(()),
+        _ = terminate.recv() => return Ok(()),
+    };
     let failed = tokio::select! {
         _ = interrupt.recv() => None,
         _ = terminate.recv() => None,
@@ -108,23 +118,25 @@ pub async fn until_signal(config: &Config, data_dir: &Path) -> anyhow::Result<()
 }
 
 impl Server {
-    /// Starts every role. When this returns, agents can connect.
+    /// Starts the process's roles. When this returns, they serve.
     ///
     /// # Errors
-    /// If an address is taken or the store cannot be opened; the text names which and what to do.
-    pub async fn start(config: &Config, data_dir: &Path) -> anyhow::Result<Self> {
+    /// If an address is taken or an engine cannot be had; the text names which and what to do.
+    pub async fn start(config: &Config, data_dir: &Path, process: &Process) -> anyhow::Result<Self> {
         for warning in &config.warnings {
             warn!("{warning}");
         }
+        let has = |role| process.roles.contains(&role);
         let cell: Cell = config.region.parse().context("region")?;
-        let agents = bind("server.websocket.endpoint", config.server.websocket.endpoint).await?;
+        let agents = match has(Role::Gateway) {
+            true => Some(bind("server.websocket.endpoint", config.server.websocket.endpoint).await?),
+            false => None,
+        };
         let http = bind("server.http.endpoint", config.server.http.endpoint).await?;
         let metrics = bind("telemetry.metrics.endpoint", config.telemetry.metrics.endpoint).await?;
-        let store = SqliteStore::open(data_dir.join(STORE_FILE))
-            .await
-            .with_context(|| format!("the store in {} cannot be opened", data_dir.display()))?;
-        let store = Arc::new(store);
-        info!(data_dir = %data_dir.display(), "opened the embedded store");
+        let agents_at = agents.as_ref().map(TcpListener::local_addr).transpose()?;
+        let (http_at, metrics_at) = (http.local_addr()?, metrics.local_addr()?);
+        let engines = engines::open(config, data_dir, &process.name, &process.roles).await?;
         if config.server.allow_insecure {
             warn!("server.allow_insecure is set: whoever reaches the listeners may do everything");
         } else {
@@ -135,86 +147,74 @@ impl Server {
 
         let registry = Registry::new();
         let clock = system_clock();
-        let max_message_size = config.server.websocket.max_message_size;
-        let log: Arc<dyn Log> = Arc::new(MemoryLog::new(muster_adapters_memory::log::Limits {
-            payload_bytes: max_message_size + ENVELOPE_ROOM,
-            total_bytes: LOG_CAPACITY,
-        }));
-        let ownership: Arc<dyn Ownership> = Arc::new(MemoryOwnership::default());
-        let bus: Arc<dyn Bus> = Arc::new(MemoryBus::default());
-        let leases: Arc<dyn KeyValue> = Arc::new(MemoryKeyValue::new(Some(LEASE_TTL)));
-
-        let (agents_at, http_at, metrics_at) =
-            (agents.local_addr()?, http.local_addr()?, metrics.local_addr()?);
-        let control = {
-            let settings = muster_control::Settings {
-                fold_last_words: true,
-                ..muster_control::Settings::new(cell.clone(), NAME)
-            };
-            let engines = muster_control::Engines {
-                log: Arc::clone(&log),
-                bus: Arc::clone(&bus),
-                leases: Arc::clone(&leases),
-                fold: store.clone(),
-                intent: store.clone(),
-                clock: clock.clone(),
-            };
-            let metrics = muster_control::Metrics::register(&registry)?;
-            Role::spawn("control", async |stop| {
-                Ok(muster_control::run(settings, engines, metrics, stop).await?)
-            })
-        };
-        let gateway = {
-            let name: GatewayId = NAME.parse().context("gateway")?;
+        let mut running = Vec::new();
+        if let Some(listener) = agents {
+            let name = process.name.parse().context("--name")?;
             let settings = muster_gateway::Settings {
                 max_connections: config.server.websocket.max_connections,
-                max_message_size,
+                max_message_size: config.server.websocket.max_message_size,
                 drain: config.server.drain,
                 ..muster_gateway::Settings::new(cell.clone(), name)
             };
             let engines = muster_gateway::Engines {
-                log: Arc::clone(&log),
-                ownership: Arc::clone(&ownership),
-                bus: Arc::clone(&bus),
-                leases: Arc::clone(&leases),
+                log: Arc::clone(&engines.log),
+                ownership: Arc::clone(&engines.ownership),
+                bus: Arc::clone(&engines.bus),
+                leases: Arc::clone(&engines.leases),
                 clock: clock.clone(),
             };
             let metrics = muster_gateway::Metrics::register(&registry, cell.as_str())?;
-            Role::spawn("gateway", async |stop| {
-                Ok(muster_gateway::run(settings, engines, metrics, agents, stop).await?)
-            })
-        };
-        let api = {
-            let settings = muster_api::Settings { cell, tenant: TENANT.parse().context("tenant")? };
-            let engines = muster_api::Engines {
-                intent: store.clone(),
-                fleet: store,
-                ownership,
-                bus,
-                clock,
-                metrics: registry.clone(),
+            running.push(Running::spawn("gateway", config.server.drain + STOP_DEADLINE, async |stop| {
+                Ok(muster_gateway::run(settings, engines, metrics, listener, stop).await?)
+            }));
+        }
+        if let Some(store) = engines.store.as_ref().filter(|_| has(Role::Control)) {
+            let settings = muster_control::Settings {
+                fold_last_words: engines.log_is_embedded,
+                ..muster_control::Settings::new(cell.clone(), &process.name)
             };
-            let router = muster_api::router(settings, engines);
-            Role::spawn("api", async |stop| Ok(muster_api::serve("API", router, http, stop).await?))
+            let engines = muster_control::Engines {
+                log: Arc::clone(&engines.log),
+                bus: Arc::clone(&engines.bus),
+                leases: Arc::clone(&engines.leases),
+                fold: as_fold(store),
+                intent: as_intent(store),
+                clock: clock.clone(),
+            };
+            let metrics = muster_control::Metrics::register(&registry)?;
+            running.push(Running::spawn("control", STOP_DEADLINE, async |stop| {
+                Ok(muster_control::run(settings, engines, metrics, stop).await?)
+            }));
+        }
+        let readiness = engines.readiness.clone();
+        let router = match engines.store.as_ref().filter(|_| has(Role::Api)) {
+            Some(store) => {
+                let settings = muster_api::Settings { cell, tenant: TENANT.parse().context("tenant")? };
+                let engines = muster_api::Engines {
+                    intent: as_intent(store),
+                    fleet: as_fleet(store),
+                    ownership: Arc::clone(&engines.ownership),
+                    bus: Arc::clone(&engines.bus),
+                    clock,
+                };
+                muster_api::router(settings, engines, readiness.clone(), registry.clone())
+            }
+            None => muster_api::system_router(readiness.clone(), registry.clone()),
         };
-        let metrics_server = Role::spawn("metrics", async |stop| {
+        running.push(Running::spawn("api", STOP_DEADLINE, async |stop| {
+            Ok(muster_api::serve("API", router, http, stop).await?)
+        }));
+        running.push(Running::spawn("metrics", STOP_DEADLINE, async |stop| {
             Ok(muster_api::serve("metrics", muster_api::metrics_router(registry), metrics, stop).await?)
-        });
-        let drain = config.server.drain;
-        let (agents, http, metrics) = (agents_at, http_at, metrics_at);
-        Ok(Self { agents, http, metrics, drain, gateway, control, api, metrics_server })
+        }));
+        Ok(Self { agents: agents_at, http: http_at, metrics: metrics_at, readiness, running })
     }
 
     /// Waits until a role ends by itself, which none should.
     pub async fn failed(&mut self) -> anyhow::Error {
-        let roles = [&mut self.gateway, &mut self.control, &mut self.api, &mut self.metrics_server];
-        let [gateway, control, api, metrics] = roles.map(|role| (role.name, &mut role.task));
-        let (name, result) = tokio::select! {
-            result = gateway.1 => (gateway.0, result),
-            result = control.1 => (control.0, result),
-            result = api.1 => (api.0, result),
-            result = metrics.1 => (metrics.0, result),
-        };
+        let tasks = self.running.iter_mut().map(|running| &mut running.task);
+        let (result, index, _) = select_all(tasks).await;
+        let name = self.running[index].name;
         match result {
             Ok(Ok(())) => anyhow!("role {name} stopped by itself"),
             Ok(Err(error)) => error.context(format!("role {name} failed")),
@@ -222,14 +222,26 @@ impl Server {
         }
     }
 
-    /// Closes connections, folds what they left, then stops the rest.
+    /// Is no longer ready, closes connections, folds what they left, then stops the rest.
     pub async fn stop(self) {
-        self.gateway.end(self.drain + STOP_DEADLINE).await;
-        self.control.end(STOP_DEADLINE).await;
-        self.api.end(STOP_DEADLINE).await;
-        self.metrics_server.end(STOP_DEADLINE).await;
+        self.readiness.stop();
+        for running in self.running.into_iter().filter(|running| !running.task.is_finished()) {
+            running.end().await;
+        }
         info!("stopped");
     }
+}
+
+fn as_fold(store: &Arc<dyn Store>) -> Arc<dyn muster_ports::store::FoldStore> {
+    Arc::clone(store) as _
+}
+
+fn as_intent(store: &Arc<dyn Store>) -> Arc<dyn muster_ports::store::IntentStore> {
+    Arc::clone(store) as _
+}
+
+fn as_fleet(store: &Arc<dyn Store>) -> Arc<dyn muster_ports::store::FleetStore> {
+    Arc::clone(store) as _
 }
 
 async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {

@@ -130,7 +130,15 @@ enum Phase {
     /// Ownership has been asked.
     Claiming,
     /// The session speaks for its agent.
-    Active(Active),
+    Active(Box<Active>),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum InFlight {
+    /// A message, to be answered when the log has it.
+    Message(Head),
+    /// The start of a session that took the place of another on this connection.
+    Start,
 }
 
 #[derive(Debug)]
@@ -145,8 +153,8 @@ struct Active {
     announced: bool,
     /// The server's capabilities have been sent.
     introduced: bool,
-    /// The message that the log is taking.
-    in_flight: Option<Head>,
+    /// What the log is taking, and the session that it is of.
+    in_flight: Option<(SessionId, InFlight)>,
     /// The session is to end for this reason once the log has what is in flight.
     ending: Option<EndReason>,
 }
@@ -211,7 +219,7 @@ impl Connection {
     pub fn claimed(&mut self, uid: InstanceUid, claimed: Claimed, now: Timestamp) {
         match self.sessions.get_mut(&uid) {
             Some(session) if matches!(session.phase, Phase::Claiming) => {
-                session.phase = Phase::Active(Active {
+                session.phase = Phase::Active(Box::new(Active {
                     claimed,
                     tracker: Tracker::new(claimed.known),
                     capabilities: AgentCapabilities::default(),
@@ -220,7 +228,7 @@ impl Connection {
                     introduced: false,
                     in_flight: None,
                     ending: None,
-                });
+                }));
                 self.pump(uid, now);
             }
             // The connection was closed meanwhile: nobody is there to hold the agent.
@@ -248,13 +256,14 @@ impl Connection {
         result: Result<(), NotNow>,
         now: Timestamp,
     ) {
-        let Some(active) = self.active(uid).filter(|active| active.claimed.session == session) else {
-            return;
-        };
-        let Some(head) = active.in_flight.take() else { return };
+        let Some(active) = self.active(uid) else { return };
+        let Some((_, in_flight)) = active.in_flight.take_if(|(of, _)| *of == session) else { return };
+        if active.claimed.session == session {
+            active.announced |= result.is_ok();
+        }
+        let InFlight::Message(head) = in_flight else { return self.settle_ending(uid, now) };
         match result {
             Ok(()) => {
-                active.announced = true;
                 let settled = active.settled(&head);
                 let answer = active.answer(&head, now);
                 if head.is_disconnect() {
@@ -267,14 +276,45 @@ impl Connection {
                 self.outputs.push_back(not_now.to(uid));
             }
         }
+        self.settle_ending(uid, now);
+    }
+
+    /// After something in flight: ends the session if it is to end, else goes on.
+    fn settle_ending(&mut self, uid: InstanceUid, now: Timestamp) {
         let Some(active) = self.active(uid) else { return };
-        let said_goodbye = active.ending == Some(EndReason::AgentDisconnect);
-        let ended = active.ending.is_some().then_some(active.claimed);
-        match ended {
+        let claimed = active.claimed;
+        match active.ending {
             // The goodbye itself was the session's last entry.
-            Some(claimed) if said_goodbye => self.forget(uid, claimed),
-            Some(claimed) => self.end(uid, claimed),
+            Some(EndReason::AgentDisconnect) => self.forget(uid, claimed),
+            Some(_) => self.end(uid, claimed),
             None => self.pump(uid, now),
+        }
+    }
+
+    /// The agent was claimed anew for its connection: a new session takes the place of the one before,
+    /// with all that is known of its messages.
+    pub fn reclaimed(&mut self, uid: InstanceUid, claimed: Claimed) {
+        match self.active(uid).filter(|active| active.ending.is_none()) {
+            Some(active) => {
+                active.claimed = claimed;
+                active.attempted = true;
+                active.announced = false;
+                let dirty = active.tracker.is_dirty();
+                // A message on its way to the log was of the session before; the next one announces this.
+                if active.in_flight.is_none() {
+                    active.in_flight = Some((claimed.session, InFlight::Start));
+                    self.outputs.push_back(Output::Publish(Publish {
+                        uid,
+                        session: claimed.session,
+                        claim: claimed.claim,
+                        started: Some(claimed.previous),
+                        message: None,
+                        ended: None,
+                        dirty,
+                    }));
+                }
+            }
+            None => self.outputs.push_back(Output::Ended { uid, session: claimed.session }),
         }
     }
 
@@ -434,7 +474,7 @@ impl Active {
         if head.capabilities != AgentCapabilities::default() {
             self.capabilities = head.capabilities;
         }
-        self.in_flight = Some(head);
+        self.in_flight = Some((self.claimed.session, InFlight::Message(head)));
         self.attempted = true;
         outputs.push_back(Output::Publish(Publish {
             uid: head.uid,

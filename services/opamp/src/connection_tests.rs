@@ -204,6 +204,50 @@ fn a_claim_granted_too_late_is_given_back() {
 }
 
 #[test]
+fn a_session_claimed_anew_is_announced_and_goes_on() {
+    let mut connection = in_sync();
+    connection.reclaimed(uid(1), claimed(2, Known::Nothing));
+    assert_eq!(words(&mut connection), ["publish started"]);
+    connection.frame(&frame(&heartbeat(1, 1)), NOW);
+    assert_eq!(words(&mut connection), Vec::<String>::new(), "order is kept");
+    connection.published(uid(1), SessionId(Uuid::from_u128(2)), Ok(()), NOW);
+    assert_eq!(words(&mut connection), ["settled Some(1)", "answer"], "no gap, no ask");
+    assert_eq!(connection.session(uid(1)), Some(SessionId(Uuid::from_u128(2))));
+}
+
+#[test]
+fn a_message_on_its_way_when_the_session_changes_is_answered_and_the_next_announces() {
+    let mut connection = in_sync();
+    connection.frame(&frame(&full(1, 1)), NOW);
+    assert_eq!(words(&mut connection), ["publish #1"]);
+    connection.reclaimed(uid(1), claimed(2, Known::Nothing));
+    assert_eq!(words(&mut connection), Vec::<String>::new());
+    published(&mut connection);
+    assert_eq!(words(&mut connection), ["settled Some(1)", "answer"]);
+    connection.frame(&frame(&heartbeat(1, 2)), NOW);
+    assert_eq!(words(&mut connection), ["publish #2 started"]);
+}
+
+#[test]
+fn an_announcement_that_fails_is_made_with_the_next_message() {
+    let mut connection = in_sync();
+    connection.reclaimed(uid(1), claimed(2, Known::Nothing));
+    outputs(&mut connection);
+    connection.published(uid(1), SessionId(Uuid::from_u128(2)), Err(not_now()), NOW);
+    connection.frame(&frame(&heartbeat(1, 1)), NOW);
+    assert_eq!(words(&mut connection), ["publish #1 started"]);
+}
+
+#[test]
+fn a_claim_anew_for_a_session_that_is_gone_is_given_back() {
+    let mut connection = in_sync();
+    connection.close(EndReason::ConnectionLost);
+    outputs(&mut connection);
+    connection.reclaimed(uid(1), claimed(2, Known::Nothing));
+    assert_eq!(words(&mut connection), ["ended"]);
+}
+
+#[test]
 fn a_refused_claim_refuses_what_waits_and_the_next_message_claims_again() {
     let mut connection = Connection::new(Limits::default());
     connection.frame(&frame(&full(1, 0)), NOW);

@@ -9,6 +9,7 @@ pub mod kv;
 pub mod log;
 pub mod ownership;
 pub mod store;
+pub mod trace;
 
 /// Time to live of the bucket of leases: who does not renew for this long is gone.
 pub const LEASE_TTL: std::time::Duration = std::time::Duration::from_secs(10);

@@ -1,8 +1,14 @@
 //! The store: the truth about agents and intent.
+//!
+//! What is observed of an agent is stored for each cell: a cell works alone, so an agent that moves to
+//! another one is a new agent there, and what its old cell still writes of it (the end of its session,
+//! late) touches only its old row. Intent, labels among it, is the tenant's and holds in every cell.
+//! Who reads the fleet sees an agent once, as the cell has it in which its session started last.
 
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use muster_domain::agent::Agent;
 use muster_domain::desired::Labels;
 use muster_domain::ids::{
@@ -10,6 +16,8 @@ use muster_domain::ids::{
 };
 use muster_domain::intent::{Intent, IntentChange};
 use muster_domain::report::ConfigMap;
+use muster_domain::selector::AgentSelector;
+use uuid::Uuid;
 
 use crate::EngineError;
 use crate::log::Position;
@@ -36,7 +44,8 @@ pub struct StoredAgent {
     pub labels: Labels,
 }
 
-/// A changed agent, and which of its parts are to be written. All are written for a new agent.
+/// A changed agent, and which of its parts are to be written. All are written for an agent that is new
+/// to the cell.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AgentWrite {
     /// The agent as it is now.
@@ -47,6 +56,23 @@ pub struct AgentWrite {
     pub state: bool,
     /// Write this effective config.
     pub effective_config: Option<ConfigMap>,
+}
+
+/// An entry of the log that could not be folded, kept for people to look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quarantined {
+    /// Where it stood in the partition's log.
+    pub position: Position,
+    /// Its id.
+    pub message: MessageId,
+    /// Its payload.
+    pub payload: Bytes,
+    /// Why it could not be folded, for people.
+    pub reason: String,
+    /// When that was found.
+    pub at: Timestamp,
+    /// The agent that it is from, as far as that can be told.
+    pub key: Option<AgentKey>,
 }
 
 /// One transaction of a partition's worker.
@@ -64,6 +90,8 @@ pub struct Commit {
     pub decided_on: BTreeMap<Tenant, IntentRevision>,
     /// Agents of this partition that changed, each at most once.
     pub agents: Vec<AgentWrite>,
+    /// Entries that are passed over, each at most once.
+    pub quarantined: Vec<Quarantined>,
 }
 
 /// Why a commit wrote nothing.
@@ -75,6 +103,13 @@ pub enum CommitError {
     /// A tenant's intent has changed: decide again.
     #[error("the intent of tenant {0} has changed")]
     IntentMoved(Tenant),
+    /// The store holds the commit to be wrong for a lasting reason, such as data that it cannot hold:
+    /// trying again does not help, and something in `agents` is at fault.
+    #[error("the store refused the commit: {reason}")]
+    Rejected {
+        /// What it said.
+        reason: String,
+    },
     /// The engine did not do it; the commit may have been written all the same.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -86,8 +121,8 @@ pub trait FoldStore: Send + Sync {
     /// The row of a partition, made with epoch 1 and position zero if there is none.
     async fn partition(&self, cell: &Cell, partition: Partition) -> Result<PartitionRow, EngineError>;
 
-    /// These agents, in any order; those that are not stored are left out.
-    async fn agents(&self, keys: &[AgentKey]) -> Result<Vec<StoredAgent>, EngineError>;
+    /// These agents as the cell has them, in any order; those that it has not are left out.
+    async fn agents(&self, cell: &Cell, keys: &[AgentKey]) -> Result<Vec<StoredAgent>, EngineError>;
 
     /// A page of a partition's agents in key order, after `after`.
     async fn partition_agents(
@@ -109,7 +144,8 @@ pub trait FoldStore: Send + Sync {
     ) -> Result<Vec<StoredAgent>, EngineError>;
 
     /// Writes all of a commit, or nothing. It first moves the partition row by compare-and-swap, so
-    /// that commits of a partition are one after the other, and returns the row as it is now.
+    /// that commits of a partition are one after the other, and returns the row as it is now. A change
+    /// of intent that was answered before the commit is seen by `decided_on`.
     async fn commit(&self, commit: Commit) -> Result<PartitionRow, CommitError>;
 }
 
@@ -154,13 +190,20 @@ pub trait FleetStore: Send + Sync {
     /// One agent and its effective config.
     async fn agent(&self, key: &AgentKey) -> Result<Option<(StoredAgent, Option<ConfigMap>)>, EngineError>;
 
-    /// A page of a tenant's agents in order of their uids, after `after`.
+    /// A page of the tenant's agents that the selector matches, as [`matches`] says, in order of their
+    /// uids, after `after`. A page of fewer than `limit` agents is the last one.
+    ///
+    /// [`matches`]: muster_domain::desired::matches
     async fn page(
         &self,
         tenant: &Tenant,
+        selector: &AgentSelector,
         after: Option<InstanceUid>,
         limit: usize,
     ) -> Result<Vec<StoredAgent>, EngineError>;
+
+    /// Id of the cluster whose store this is: made by the first call, and then for ever the same.
+    async fn cluster(&self) -> Result<Uuid, EngineError>;
 
     /// Whether the store answers.
     async fn ping(&self) -> Result<(), EngineError>;

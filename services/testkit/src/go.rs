@@ -1,7 +1,6 @@
 //! Go, for the tests against clients that are written in it.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 use crate::go_agent::GoAgentBuilder;
+use crate::skip::{path_directories, skip, target_directory};
 
 const LONGEST_BUILD: Duration = Duration::from_secs(300);
 const INTEROP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../loadtest/interop");
@@ -27,23 +27,12 @@ pub struct Go {
 /// Finds Go. Without it, says on standard error that the running test is skipped and returns
 /// nothing; under CI (`CI=true` or `1`) that is a panic.
 pub fn go_or_skip() -> Option<Go> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let directories = std::env::split_paths(&path).chain(PLACES.map(PathBuf::from));
-    if let Some(program) = directories.map(|directory| directory.join("go")).find(|file| file.is_file()) {
-        return Some(Go { program });
+    let directories = path_directories().into_iter().chain(PLACES.map(PathBuf::from));
+    let found = directories.map(|directory| directory.join("go")).find(|file| file.is_file());
+    if found.is_none() {
+        skip("Go is not installed");
     }
-    let thread = std::thread::current();
-    let reason = skipped(thread.name().unwrap_or("a test"), &std::env::var("CI").unwrap_or_default());
-    // Not `eprintln!`: what that prints is hidden for tests that pass.
-    let _ = writeln!(std::io::stderr(), "{reason}");
-    None
-}
-
-/// Says that the test is skipped, where it may be.
-fn skipped(test: &str, ci: &str) -> String {
-    let absent = "Go is not installed (`cargo xtask setup`)";
-    assert!(matches!(ci, "" | "0" | "false"), "{test} cannot be skipped under CI: {absent}");
-    format!("skipped: {test}, because {absent}")
+    found.map(|program| Go { program })
 }
 
 impl Go {
@@ -56,7 +45,7 @@ impl Go {
 
     /// Builds a command of the interop module. Go's cache makes all but the first time short.
     async fn build(&self, name: &str) -> PathBuf {
-        let directory = build_directory();
+        let directory = target_directory().unwrap_or_else(std::env::temp_dir).join("interop");
         std::fs::create_dir_all(&directory).expect("the build directory can be made");
         // Other test processes build the same: whoever is last replaces a whole file.
         let fresh = directory.join(format!("{name}.{}", std::process::id()));
@@ -72,31 +61,5 @@ impl Go {
         let program = directory.join(name);
         std::fs::rename(&fresh, &program).expect("the built program can be renamed");
         program
-    }
-}
-
-/// `interop` in Cargo's target directory, where this test's own program is, too.
-fn build_directory() -> PathBuf {
-    let program = std::env::current_exe().unwrap_or_default();
-    let deps = program.ancestors().find(|path| path.ends_with("deps"));
-    let target = deps.and_then(|deps| deps.ancestors().nth(2)).map(Path::to_path_buf);
-    target.unwrap_or_else(std::env::temp_dir).join("interop")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn developers_may_skip() {
-        for ci in ["", "0", "false"] {
-            assert!(skipped("a::b", ci).starts_with("skipped: a::b, because Go is not installed"));
-        }
-    }
-
-    #[test]
-    #[should_panic(expected = "a::b cannot be skipped under CI")]
-    fn ci_may_not_skip() {
-        skipped("a::b", "true");
     }
 }

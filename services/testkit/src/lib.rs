@@ -1,5 +1,5 @@
-//! Real servers and real clients for tests: Muster as a process on ports of its own, agents that a
-//! test drives by hand, and the opamp-go client.
+//! Real servers and real clients for tests: Muster as a process on ports of its own, the [`engines`] of
+//! a cluster, agents that a test drives by hand, and the opamp-go client.
 //!
 //! Everything here is for tests: what goes wrong ends the test with a message that says what was
 //! waited for and what the process said. Every wait has a deadline.
@@ -23,6 +23,7 @@
 
 mod api;
 mod cli;
+pub mod engines;
 mod eventually;
 mod go;
 mod go_agent;
@@ -33,6 +34,7 @@ mod output;
 mod ports;
 mod raw_agent;
 mod signal;
+mod skip;
 
 pub use api::{Api, ApiError};
 pub use cli::CliOutput;

@@ -1,5 +1,8 @@
 //! The programs outside Cargo that the tests need: found, installed, or named with the way to get them.
 
+mod apt;
+mod go;
+
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -8,6 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::process;
+use apt::Apt;
 
 /// One program, as a row of the table below.
 struct Tool {
@@ -19,14 +23,25 @@ struct Tool {
     least: Version,
     /// Where packages put it, apart from `PATH`.
     places: &'static [&'static str],
-    /// Debian packages that hold it, the best first.
-    packages: &'static [&'static str],
+    source: Source,
     advice: &'static str,
     /// Without it a developer's tests fail; other tools are optional, except under CI.
     always_needed: bool,
 }
 
 type Version = (u32, u32);
+
+/// Where setup gets a tool from.
+enum Source {
+    Apt {
+        /// Debian packages that hold it, the best first.
+        packages: &'static [&'static str],
+        /// What such a package would run from then on.
+        service: Option<&'static str>,
+    },
+    /// A package of Go that is a tool of the module [`go::MODULE`], which says in which version.
+    Go { package: &'static str },
+}
 
 const C_COMPILER: Tool = Tool {
     name: "C compiler",
@@ -35,7 +50,7 @@ const C_COMPILER: Tool = Tool {
     version_flag: "--version",
     least: (0, 0),
     places: &[],
-    packages: &["build-essential"],
+    source: Source::Apt { packages: &["build-essential"], service: None },
     advice: "install gcc or clang so that `cc` is on PATH, for example `apt-get install build-essential`",
     always_needed: true,
 };
@@ -47,12 +62,59 @@ const GO: Tool = Tool {
     version_flag: "version",
     least: (1, 24),
     places: &["/usr/local/go/bin", "/usr/lib/go-1.26/bin", "/usr/lib/go-1.25/bin", "/usr/lib/go-1.24/bin"],
-    packages: &["golang-1.26-go", "golang-1.25-go", "golang-1.24-go", "golang-go"],
+    source: Source::Apt {
+        packages: &["golang-1.26-go", "golang-1.25-go", "golang-1.24-go", "golang-go"],
+        service: None,
+    },
     advice: "install Go 1.24 or later from https://go.dev/dl/ into /usr/local/go, or put it on PATH",
     always_needed: false,
 };
 
-const TOOLS: &[Tool] = &[C_COMPILER, GO];
+/// Debian 12 has 2.9, which loses settings in silence.
+const NATS: Tool = Tool {
+    name: "nats-server",
+    purpose: "without it the tests with NATS, and those of clusters, are skipped",
+    program: "nats-server",
+    version_flag: "--version",
+    least: (2, 10),
+    places: &[],
+    source: Source::Go { package: "github.com/nats-io/nats-server/v2" },
+    advice: "install Go, from which it is built, or put nats-server 2.10 or later on PATH",
+    always_needed: false,
+};
+
+const REDIS: Tool = Tool {
+    name: "redis-server",
+    purpose: "without it the tests with Redis, and those of clusters, are skipped",
+    program: "redis-server",
+    version_flag: "--version",
+    least: (7, 0),
+    places: &[],
+    source: Source::Apt { packages: &["redis-server"], service: Some("redis-server") },
+    advice: "install Redis 7 or later so that `redis-server` is on PATH; it need not run",
+    always_needed: false,
+};
+
+const POSTGRES: Tool = Tool {
+    name: "Postgres",
+    purpose: "without it the tests with Postgres, and those of clusters, are skipped",
+    program: "initdb",
+    version_flag: "--version",
+    least: (15, 0),
+    places: &[
+        "/usr/lib/postgresql/19/bin",
+        "/usr/lib/postgresql/18/bin",
+        "/usr/lib/postgresql/17/bin",
+        "/usr/lib/postgresql/16/bin",
+        "/usr/lib/postgresql/15/bin",
+    ],
+    source: Source::Apt { packages: &["postgresql"], service: Some("postgresql") },
+    advice: "install PostgreSQL 15 or later, so that `initdb` is on PATH or in /usr/lib/postgresql; it need not run",
+    always_needed: false,
+};
+
+// Go before what is built with it.
+const TOOLS: &[Tool] = &[C_COMPILER, GO, NATS, REDIS, POSTGRES];
 
 /// How much `run` says and does.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -79,22 +141,23 @@ pub(crate) fn run(mode: Mode) -> Result<Setup> {
         let required = tool.always_needed || ci;
         let mut word = "found";
         let mut search = find(tool);
-        if !matches!(search, Search::Found { .. }) && (required || mode == Mode::Full) && apt.install(tool)? {
+        let wanted = required || mode == Mode::Full;
+        if wanted && !matches!(search, Search::Found { .. }) && install(tool, &search, &mut apt)? {
             word = "installed";
             search = find(tool);
         }
         match search {
             Search::Found { file, version: (major, minor), on_path } => {
                 if mode == Mode::Full || word == "installed" {
-                    println!("{:<12}{word:<11}{major}.{minor}  {}", tool.name, file.display());
+                    println!("{:<14}{word:<11}{major}.{minor}  {}", tool.name, file.display());
                 }
                 extra.extend(file.parent().filter(|_| !on_path).map(Path::to_path_buf));
             }
             lacking => {
                 complete &= !required;
                 let what = if required { "missing" } else { "missing (optional)" };
-                println!("{:<12}{what}{}: {}", tool.name, lacking.remark(), tool.purpose);
-                println!("{:<12}to mend it: {}", "", tool.advice);
+                println!("{:<14}{what}{}: {}", tool.name, lacking.remark(), tool.purpose);
+                println!("{:<14}to mend it: {}", "", tool.advice);
             }
         }
     }
@@ -107,6 +170,23 @@ pub(crate) fn go_directory() -> Option<PathBuf> {
     match find(&GO) {
         Search::Found { file, .. } => file.parent().map(Path::to_path_buf),
         Search::TooOld { .. } | Search::Absent => None,
+    }
+}
+
+fn install(tool: &Tool, search: &Search, apt: &mut Apt) -> Result<bool> {
+    match tool.source {
+        Source::Go { package } => match go_directory() {
+            Some(directory) => go::build(&directory, package, tool.program),
+            None => Ok(false),
+        },
+        Source::Apt { packages, service } => {
+            let installed = apt.install(packages, tool.least)?;
+            // One that was there, in an old version, is for its owner to stop.
+            if let (true, Search::Absent, Some(service)) = (installed, search, service) {
+                apt::stop(service);
+            }
+            Ok(installed)
+        }
     }
 }
 
@@ -135,7 +215,8 @@ impl Search {
 fn find(tool: &Tool) -> Search {
     let path = env::var_os("PATH").unwrap_or_default();
     let on_path = env::split_paths(&path).map(|directory| (directory, true));
-    let elsewhere = tool.places.iter().map(|place| (PathBuf::from(place), false));
+    let built = matches!(tool.source, Source::Go { .. }).then(go::tools).flatten();
+    let elsewhere = tool.places.iter().map(PathBuf::from).chain(built).map(|directory| (directory, false));
     let mut nearest = Search::Absent;
     for (directory, on_path) in on_path.chain(elsewhere) {
         let file = directory.join(tool.program);
@@ -164,40 +245,6 @@ fn version_in(text: &str) -> Option<Version> {
     Some((major, parts.next().and_then(|minor| minor.parse().ok()).unwrap_or(0)))
 }
 
-/// apt-get, where it exists and this process is root. Its lists are fetched once, at the first need.
-#[derive(Default)]
-struct Apt {
-    usable: Option<bool>,
-}
-
-impl Apt {
-    fn install(&mut self, tool: &Tool) -> Result<bool> {
-        let usable = match self.usable {
-            Some(usable) => usable,
-            None => *self.usable.insert(Apt::prepare()),
-        };
-        let candidate = tool.packages.iter().find(|package| {
-            let policy = process::stdout(Command::new("apt-cache").args(["policy", package]));
-            usable && candidate_in(&policy.unwrap_or_default()).is_some_and(|version| version >= tool.least)
-        });
-        let Some(package) = candidate else { return Ok(false) };
-        let mut install = Command::new("apt-get");
-        install.args(["install", "--yes", "--no-install-recommends", package]);
-        Ok(process::status(install.env("DEBIAN_FRONTEND", "noninteractive"))?.success())
-    }
-
-    fn prepare() -> bool {
-        let root = process::stdout(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
-        root && process::status(Command::new("apt-get").arg("update")).is_ok_and(|status| status.success())
-    }
-}
-
-/// The version that `apt-cache policy` would install, without its epoch.
-fn candidate_in(policy: &str) -> Option<Version> {
-    let candidate = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
-    version_in(candidate.split_once(':').map_or(candidate, |(_epoch, version)| version))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,13 +256,6 @@ mod tests {
         assert_eq!(version_in("nats-server: v2.12.1"), Some((2, 12)));
         assert_eq!(version_in("version 15"), Some((15, 0)));
         assert_eq!(version_in("no such thing"), None);
-    }
-
-    #[test]
-    fn the_package_that_apt_would_install_counts() {
-        assert_eq!(candidate_in("golang-go:\n  Installed: (none)\n  Candidate: 2:1.19~1\n"), Some((1, 19)));
-        assert_eq!(candidate_in("golang-go:\n  Installed: (none)\n  Candidate: (none)\n"), None);
-        assert_eq!(candidate_in(""), None);
     }
 
     #[test]

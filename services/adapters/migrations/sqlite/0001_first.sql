@@ -2,7 +2,7 @@
 --
 -- Times are microseconds since the Unix epoch. A number that is unsigned in the program stands here
 -- as the signed number with the same bits. Columns named after a cell, tenant or uid are part of
--- every row that was observed. Intent (templates, assignments, labels, intents) has no foreign keys
+-- every row that was observed; an agent has a row for each cell that it was seen in. Intent (templates, assignments, labels, intents) has no foreign keys
 -- to observed rows, and the other way round.
 
 -- How far each partition of the log is folded. Moved by compare-and-swap on the generation.
@@ -27,7 +27,7 @@ CREATE TABLE agents (
     healthy      INTEGER,
     -- How many files the effective config has; NULL where the agent has not reported one.
     config_files INTEGER,
-    PRIMARY KEY (tenant, uid)
+    PRIMARY KEY (tenant, uid, cell)
 ) STRICT;
 
 CREATE INDEX agents_by_partition ON agents (cell, partition, tenant, uid);
@@ -47,7 +47,7 @@ CREATE TABLE sessions (
     started_at  INTEGER NOT NULL,
     ended_at    INTEGER,
     end_reason  TEXT,
-    PRIMARY KEY (tenant, uid)
+    PRIMARY KEY (tenant, uid, cell)
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX live_sessions ON sessions (cell, partition, incarnation) WHERE ended_at IS NULL;
@@ -59,7 +59,29 @@ CREATE TABLE effective_configs (
     file         TEXT NOT NULL,
     content_type TEXT NOT NULL,
     body         BLOB NOT NULL,
-    PRIMARY KEY (tenant, uid, file)
+    PRIMARY KEY (tenant, uid, cell, file)
+) STRICT;
+
+-- Entries of the log that could not be folded.
+CREATE TABLE quarantine (
+    cell       TEXT    NOT NULL,
+    partition  INTEGER NOT NULL,
+    epoch      INTEGER NOT NULL,
+    position   INTEGER NOT NULL,
+    message_id BLOB    NOT NULL,
+    -- The agent that it is from, as far as that can be told.
+    tenant     TEXT,
+    uid        BLOB,
+    payload    BLOB    NOT NULL,
+    reason     TEXT    NOT NULL,
+    at         INTEGER NOT NULL,
+    PRIMARY KEY (cell, partition, epoch, position)
+) STRICT;
+
+-- Id of the cluster: one row.
+CREATE TABLE cluster (
+    one INTEGER NOT NULL PRIMARY KEY CHECK (one = 1),
+    id  BLOB    NOT NULL
 ) STRICT;
 
 -- Number of the present state of each tenant's intent.

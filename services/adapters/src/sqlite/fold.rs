@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use muster_domain::ids::{AgentKey, Cell, Incarnation, InstanceUid, MessageId, Partition};
 use muster_ports::EngineError;
 use muster_ports::log::Position;
-use muster_ports::store::{Commit, CommitError, FoldStore, PartitionRow, StoredAgent};
+use muster_ports::store::{Commit, CommitError, FoldStore, PartitionRow, Quarantined, StoredAgent};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{SqliteConnection, query};
 
@@ -42,15 +42,16 @@ impl FoldStore for SqliteStore {
         Ok(row.unwrap_or(first))
     }
 
-    async fn agents(&self, keys: &[AgentKey]) -> Result<Vec<StoredAgent>, EngineError> {
+    async fn agents(&self, cell: &Cell, keys: &[AgentKey]) -> Result<Vec<StoredAgent>, EngineError> {
         let keys: BTreeSet<(&str, InstanceUid)> =
             keys.iter().map(|key| (key.tenant.as_str(), key.uid)).collect();
         let found = query(select_agents!(
             "FROM json_each($1) AS k \
              CROSS JOIN agents AS a ON a.tenant = k.value ->> 0 AND a.uid = unhex(k.value ->> 1, '-') \
-             LEFT JOIN sessions AS s ON s.tenant = a.tenant AND s.uid = a.uid"
+             AND a.cell = $2 LEFT JOIN sessions AS s USING (tenant, uid, cell)"
         ))
         .bind(to_json("agents", &keys)?)
+        .bind(cell.as_str())
         .fetch_all(&mut *self.reader().await?)
         .await;
         stored_agents(found)
@@ -66,7 +67,7 @@ impl FoldStore for SqliteStore {
         // Every tenant's name comes after the empty one.
         let (tenant, uid) = after.map_or(("", &[][..]), |key| (key.tenant.as_str(), &key.uid.as_bytes()[..]));
         let found = query(select_agents!(
-            "FROM agents AS a LEFT JOIN sessions AS s ON s.tenant = a.tenant AND s.uid = a.uid \
+            "FROM agents AS a LEFT JOIN sessions AS s USING (tenant, uid, cell) \
              WHERE a.cell = $1 AND a.partition = $2 AND (a.tenant, a.uid) > ($3, $4) \
              ORDER BY a.tenant, a.uid LIMIT $5"
         ))
@@ -88,7 +89,7 @@ impl FoldStore for SqliteStore {
         rows: usize,
     ) -> Result<Vec<StoredAgent>, EngineError> {
         let found = query(select_agents!(
-            "FROM sessions AS s JOIN agents AS a ON a.tenant = s.tenant AND a.uid = s.uid \
+            "FROM sessions AS s JOIN agents AS a USING (tenant, uid, cell) \
              WHERE s.cell = $1 AND s.partition = $2 AND s.ended_at IS NULL \
              AND s.incarnation NOT IN (SELECT unhex(value, '-') FROM json_each($3)) LIMIT $4"
         ))
@@ -129,9 +130,38 @@ impl FoldStore for SqliteStore {
         }
         let home = Home { cell: &commit.cell, partition: commit.partition };
         write_agents(&mut transaction, &home, &commit.agents).await?;
+        for entry in &commit.quarantined {
+            quarantine(&mut transaction, &home, epoch, entry).await?;
+        }
         transaction.commit().await.map_err(failed("partitions"))?;
         Ok(PartitionRow { epoch, position, message, generation })
     }
+}
+
+async fn quarantine(
+    connection: &mut SqliteConnection,
+    home: &Home<'_>,
+    epoch: u64,
+    entry: &Quarantined,
+) -> Result<(), EngineError> {
+    query(
+        "INSERT INTO quarantine (cell, partition, epoch, position, message_id, tenant, uid, payload, reason, at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT DO NOTHING",
+    )
+    .bind(home.cell.as_str())
+    .bind(home.partition.number())
+    .bind(signed(epoch))
+    .bind(signed(entry.position.0))
+    .bind(entry.message.0)
+    .bind(entry.key.as_ref().map(|key| key.tenant.as_str()))
+    .bind(entry.key.as_ref().map(|key| key.uid.0))
+    .bind(&entry.payload[..])
+    .bind(&entry.reason)
+    .bind(signed(entry.at.0))
+    .execute(connection)
+    .await
+    .map_err(failed("quarantine"))?;
+    Ok(())
 }
 
 fn stored_agents(found: Result<Vec<SqliteRow>, sqlx::Error>) -> Result<Vec<StoredAgent>, EngineError> {

@@ -17,7 +17,6 @@ use sqlx::{SqliteConnection, query};
 use super::SqliteStore;
 use super::error::failed;
 use super::rows::{Reading, signed, to_json};
-use super::write::stored_keys;
 
 /// What is stored of an assignment as JSON; the rest of it are columns.
 #[derive(Serialize, Deserialize)]
@@ -100,7 +99,13 @@ impl IntentStore for SqliteStore {
         now: Timestamp,
     ) -> Result<Option<Labels>, EngineError> {
         let mut transaction = self.begin_write().await?;
-        if stored_keys(&mut transaction, std::iter::once(key)).await?.is_empty() {
+        let known = query("SELECT 1 FROM agents WHERE tenant = $1 AND uid = $2")
+            .bind(key.tenant.as_str())
+            .bind(key.uid.0)
+            .fetch_optional(&mut *transaction)
+            .await
+            .map_err(failed("agents"))?;
+        if known.is_none() {
             return Ok(None);
         }
         let mut changed = 0;

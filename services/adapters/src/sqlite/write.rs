@@ -51,7 +51,7 @@ pub(super) async fn write_agents(
     writes: &[AgentWrite],
 ) -> Result<(), EngineError> {
     let partial = writes.iter().filter(|write| !write.state || !write.session);
-    let known = stored_keys(connection, partial.map(|write| &write.agent.key)).await?;
+    let known = stored_keys(connection, home.cell, partial.map(|write| &write.agent.key)).await?;
     let is_new = |write: &AgentWrite| !known.contains(&write.agent.key);
 
     let mut agents = Vec::new();
@@ -62,12 +62,12 @@ pub(super) async fn write_agents(
         if write.state || is_new(write) {
             agents.push(agent_row(&write.agent, files)?);
         } else if files.is_some() {
-            set_config_files(connection, &write.agent.key, files).await?;
+            set_config_files(connection, home, &write.agent.key, files).await?;
         }
         if write.session || is_new(write) {
             match &write.agent.session {
                 Some(session) => sessions.push(session_row(&write.agent.key, session)?),
-                None => delete_session(connection, &write.agent.key).await?,
+                None => delete_session(connection, home, &write.agent.key).await?,
             }
         }
         configs.extend(write.effective_config.as_ref().map(|config| (&write.agent.key, config)));
@@ -77,9 +77,10 @@ pub(super) async fn write_agents(
     replace_configs(connection, home, &configs).await
 }
 
-/// Those of the keys that are stored.
-pub(super) async fn stored_keys<'a>(
+/// Those of the keys that the cell has agents for.
+async fn stored_keys<'a>(
     connection: &mut SqliteConnection,
+    cell: &Cell,
     keys: impl Iterator<Item = &'a AgentKey>,
 ) -> Result<BTreeSet<AgentKey>, EngineError> {
     let keys: Vec<_> = keys.map(|key| (key.tenant.as_str(), key.uid)).collect();
@@ -88,9 +89,11 @@ pub(super) async fn stored_keys<'a>(
     }
     let found = query(
         "SELECT a.tenant, a.uid FROM json_each($1) AS k \
-         CROSS JOIN agents AS a ON a.tenant = k.value ->> 0 AND a.uid = unhex(k.value ->> 1, '-')",
+         CROSS JOIN agents AS a ON a.tenant = k.value ->> 0 AND a.uid = unhex(k.value ->> 1, '-') \
+         AND a.cell = $2",
     )
     .bind(to_json("agents", &keys)?)
+    .bind(cell.as_str())
     .fetch_all(connection)
     .await
     .map_err(failed("agents"))?;
@@ -136,9 +139,8 @@ async fn upsert_agents(
         "INSERT INTO agents (tenant, uid, cell, partition, state, healthy, config_files) \
          SELECT value ->> 0, unhex(value ->> 1, '-'), $2, $3, value ->> 2, value ->> 3, value ->> 4 \
          FROM json_each($1) WHERE true \
-         ON CONFLICT (tenant, uid) DO UPDATE SET cell = excluded.cell, partition = excluded.partition, \
-         state = excluded.state, healthy = excluded.healthy, \
-         config_files = coalesce(excluded.config_files, config_files)",
+         ON CONFLICT (tenant, uid, cell) DO UPDATE SET partition = excluded.partition, state = excluded.state, \
+         healthy = excluded.healthy, config_files = coalesce(excluded.config_files, config_files)",
     )
     .bind(to_json("agents", &rows)?)
     .bind(home.cell.as_str())
@@ -173,10 +175,15 @@ async fn upsert_sessions(
     Ok(())
 }
 
-async fn delete_session(connection: &mut SqliteConnection, key: &AgentKey) -> Result<(), EngineError> {
-    query("DELETE FROM sessions WHERE tenant = $1 AND uid = $2")
+async fn delete_session(
+    connection: &mut SqliteConnection,
+    home: &Home<'_>,
+    key: &AgentKey,
+) -> Result<(), EngineError> {
+    query("DELETE FROM sessions WHERE tenant = $1 AND uid = $2 AND cell = $3")
         .bind(key.tenant.as_str())
         .bind(key.uid.0)
+        .bind(home.cell.as_str())
         .execute(connection)
         .await
         .map_err(failed("sessions"))?;
@@ -185,13 +192,15 @@ async fn delete_session(connection: &mut SqliteConnection, key: &AgentKey) -> Re
 
 async fn set_config_files(
     connection: &mut SqliteConnection,
+    home: &Home<'_>,
     key: &AgentKey,
     files: Option<usize>,
 ) -> Result<(), EngineError> {
-    query("UPDATE agents SET config_files = $1 WHERE tenant = $2 AND uid = $3")
+    query("UPDATE agents SET config_files = $1 WHERE tenant = $2 AND uid = $3 AND cell = $4")
         .bind(files.map(limit))
         .bind(key.tenant.as_str())
         .bind(key.uid.0)
+        .bind(home.cell.as_str())
         .execute(connection)
         .await
         .map_err(failed("agents"))?;
@@ -210,9 +219,11 @@ async fn replace_configs(
     let keys: Vec<_> = configs.iter().map(|(key, _)| (key.tenant.as_str(), key.uid)).collect();
     query(
         "DELETE FROM effective_configs WHERE rowid IN (SELECT e.rowid FROM json_each($1) AS k \
-         CROSS JOIN effective_configs AS e ON e.tenant = k.value ->> 0 AND e.uid = unhex(k.value ->> 1, '-'))",
+         CROSS JOIN effective_configs AS e ON e.tenant = k.value ->> 0 AND e.uid = unhex(k.value ->> 1, '-') \
+         AND e.cell = $2)",
     )
     .bind(to_json("effective_configs", &keys)?)
+    .bind(home.cell.as_str())
     .execute(&mut *connection)
     .await
     .map_err(failed("effective_configs"))?;

@@ -8,7 +8,8 @@ use muster_domain::desired::{Desired, DesiredConfig, Planner};
 use muster_domain::ids::{AgentKey, ConfigHash, IntentRevision, Tenant, Timestamp};
 use muster_domain::intent::Intent;
 use muster_domain::reconcile::{Decision, Why, reconcile_agent};
-use muster_ports::store::{AgentWrite, StoredAgent};
+use muster_ports::log::LogEntry;
+use muster_ports::store::{AgentWrite, Quarantined, StoredAgent};
 use tracing::{info, warn};
 
 use crate::Metrics;
@@ -21,6 +22,7 @@ pub(crate) struct Batch {
     planners: Arc<Planners>,
     nothing: Arc<Planner>,
     agents: BTreeMap<AgentKey, Touched>,
+    quarantined: Vec<Quarantined>,
 }
 
 struct Touched {
@@ -33,6 +35,8 @@ struct Touched {
 pub(crate) struct Decided {
     /// For the transaction.
     pub(crate) writes: Vec<AgentWrite>,
+    /// Entries that are passed over.
+    pub(crate) quarantined: Vec<Quarantined>,
     /// Intent revisions that the decisions rest on.
     pub(crate) decided_on: BTreeMap<Tenant, IntentRevision>,
     /// The agents as they are then.
@@ -49,7 +53,8 @@ pub(crate) struct Decided {
 
 /// Something that happened to an agent, with what operators want to know beside it.
 pub(crate) struct Happened {
-    key: AgentKey,
+    /// The agent.
+    pub(crate) key: AgentKey,
     event: AgentEvent,
     version: String,
     remote_addr: String,
@@ -59,7 +64,7 @@ impl Batch {
     /// A transaction that has touched nothing yet.
     pub(crate) fn new(now: Timestamp, planners: Arc<Planners>) -> Self {
         let nothing = Arc::new(Planner::new(&Intent::default()));
-        Self { now, planners, nothing, agents: BTreeMap::new() }
+        Self { now, planners, nothing, agents: BTreeMap::new(), quarantined: Vec::new() }
     }
 
     /// The intent revision that a tenant's agents are decided on.
@@ -89,6 +94,18 @@ impl Batch {
         self.agents.entry(stored.agent.key.clone()).or_insert(touched);
     }
 
+    /// Passes over an entry.
+    pub(crate) fn quarantine(&mut self, entry: &LogEntry, key: Option<&AgentKey>, reason: &str) {
+        self.quarantined.push(Quarantined {
+            position: entry.position,
+            message: entry.id,
+            payload: entry.payload.clone(),
+            reason: reason.to_owned(),
+            at: self.now,
+            key: key.cloned(),
+        });
+    }
+
     /// Ends the agent's session, whose gateway is gone.
     pub(crate) fn end_session(&mut self, stored: &StoredAgent) {
         let mut touched = Touched { stored: stored.clone(), folded: Folded::default() };
@@ -98,7 +115,7 @@ impl Batch {
 
     /// Decides for every touched agent.
     pub(crate) fn decide(self) -> Decided {
-        let mut decided = Decided::default();
+        let mut decided = Decided { quarantined: self.quarantined.clone(), ..Decided::default() };
         let tenants: BTreeSet<_> = self.agents.keys().map(|key| key.tenant.clone()).collect();
         for tenant in tenants {
             let revision = self.revision(&tenant);

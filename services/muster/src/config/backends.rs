@@ -19,12 +19,11 @@ section! {
     /// Section `database`.
     Database {
         /// The engine of the store.
-        kind as "type": DatabaseType = key(one_of(), DatabaseType::Sqlite)
-            .refuse("`postgres`", |kind| refuse_word(*kind == DatabaseType::Postgres, "postgres", "sqlite"));
+        kind as "type": DatabaseType = key(one_of(), DatabaseType::Sqlite);
         /// Address of the database, with its credentials.
-        connection_string: Option<Secret> = optional(secret()).without_effect();
-        /// Most connections to the database.
-        max_open_conns: u32 = key(whole(1), 100).without_effect();
+        connection_string: Option<Secret> = optional(secret());
+        /// Most connections of this process to the database.
+        max_open_conns: u32 = key(whole(1), 100);
         /// Most idle connections that are kept.
         max_idle_conns: u32 = key(whole(0), 10).without_effect();
         /// Longest use of one connection.
@@ -48,10 +47,11 @@ section! {
     /// Section `bus`.
     Bus {
         /// The engine of the durable log of agents' reports.
-        kind as "type": BusType = key(one_of(), BusType::Memory)
-            .refuse("`nats`", |kind| refuse_word(*kind == BusType::Nats, "nats", "memory"));
-        /// Its address, with its credentials.
-        url: Option<Secret> = optional(secret()).without_effect();
+        kind as "type": BusType = key(one_of(), BusType::Memory);
+        /// Its addresses, separated by commas, with its credentials.
+        url: Option<Secret> = optional(secret());
+        /// Copies that NATS keeps of each report: 1, 3 or 5. Three survive the loss of a server.
+        replicas: usize = key(whole(1), 3);
     }
 }
 
@@ -69,10 +69,9 @@ section! {
     /// Section `ownership`.
     Ownership {
         /// Where it is kept which gateway holds which agent.
-        kind as "type": OwnershipType = key(one_of(), OwnershipType::Memory)
-            .refuse("`redis`", |kind| refuse_word(*kind == OwnershipType::Redis, "redis", "memory"));
+        kind as "type": OwnershipType = key(one_of(), OwnershipType::Memory);
         /// Its address, with its credentials.
-        url: Option<Secret> = optional(secret()).without_effect();
+        url: Option<Secret> = optional(secret());
     }
 }
 
@@ -110,8 +109,4 @@ section! {
         /// The directory for `filesystem`, the prefix in a bucket.
         path: Option<String> = optional(text());
     }
-}
-
-fn refuse_word(refused: bool, word: &str, instead: &str) -> Option<String> {
-    refused.then(|| format!("{word:?} is not available in this version: use {instead:?}, or remove it"))
 }

@@ -121,7 +121,7 @@ section! {
         /// Metrics of Muster.
         metrics: Metrics = nested(Metrics::read);
         /// Traces of Muster.
-        traces: Traces = nested(Traces::read).without_effect();
+        traces: Traces = nested(Traces::read);
         /// The log of Muster.
         logs: Logs = nested(Logs::read);
     }

@@ -403,7 +403,6 @@ secrets:
         [
             "muster.yaml: line 2, column 3: server.compression: has no effect yet",
             "muster.yaml: line 7, column 5: policies.config_update.rollback_on_error: has no effect yet",
-            "muster.yaml: line 9, column 3: database.max_open_conns: has no effect yet",
             "muster.yaml: line 10, column 3: database.indexes: is ignored: Muster makes the indexes that it needs",
             "muster.yaml: line 11, column 1: secrets: has no effect yet",
         ]
@@ -412,7 +411,7 @@ secrets:
 
 #[test]
 fn what_protects_and_does_not_work_is_refused() {
-    let cases: [(&str, &[&str]); 14] = [
+    let cases: [(&str, &[&str]); 11] = [
         ("auth: {type: none}", &[]),
         ("auth: {type: [none]}", &[]),
         ("server: {tls: {enabled: false, cert_file: a}}", &[]),
@@ -449,22 +448,6 @@ fn what_protects_and_does_not_work_is_refused() {
         (
             "oidc: {issuer: x}",
             &["line 1, column 1: oidc: login by OpenID Connect does not work yet: remove it"],
-        ),
-        (
-            "database: {type: postgres}",
-            &["line 1, column 18: database.type: \"postgres\" is not available in this version: \
-                use \"sqlite\", or remove it"],
-        ),
-        (
-            "bus: {type: nats}",
-            &[
-                "line 1, column 13: bus.type: \"nats\" is not available in this version: use \"memory\", or remove it",
-            ],
-        ),
-        (
-            "ownership: {type: redis}",
-            &["line 1, column 19: ownership.type: \"redis\" is not available in this version: \
-                use \"memory\", or remove it"],
         ),
         (
             "policies: {package_update: {approval_required: true}}",
@@ -523,8 +506,6 @@ fn the_guide_s_configuration_loads_and_is_refused_for_what_does_not_work() {
                 TLS does not work yet: remove it, or set it to false and run on loopback",
             "config.yaml: line 17, column 21: server.tls.client_ca_file: \
                 client certificates are not checked yet: remove it",
-            "config.yaml: line 21, column 9: database.type: \
-                \"postgres\" is not available in this version: use \"sqlite\", or remove it",
             "config.yaml: line 40, column 9: auth.type: \
                 \"jwt\" does not work yet: remove it, or run on loopback without authentication",
             &format!(
@@ -541,13 +522,11 @@ fn the_guide_s_configuration_loads_and_is_refused_for_what_does_not_work() {
             "config.yaml: line 15, column 5: server.tls.cert_file: has no effect yet",
             "config.yaml: line 16, column 5: server.tls.key_file: has no effect yet",
             "config.yaml: line 17, column 5: server.tls.client_ca_file: has no effect yet",
-            "config.yaml: line 22, column 3: database.connection_string: has no effect yet",
             "config.yaml: line 25, column 1: storage: has no effect yet",
             "config.yaml: line 41, column 3: auth.secret_key_file: has no effect yet",
             "config.yaml: line 48, column 5: policies.config_update.rollback_on_error: has no effect yet",
             "config.yaml: line 53, column 5: policies.package_update.canary_percentage: has no effect yet",
             "config.yaml: line 54, column 5: policies.package_update.canary_duration: has no effect yet",
-            "config.yaml: line 60, column 3: telemetry.traces: has no effect yet",
         ]
     );
 }

@@ -5,8 +5,8 @@ use super::reader::Declared;
 use super::tree::{Finding, Path, Place, Tree};
 
 /// Variables of the command line, which are never configuration keys.
-pub const CLI_VARIABLES: [&str; 4] =
-    ["MUSTER_SERVER_URL", "MUSTER_TOKEN", "MUSTER_DATA_DIR", "MUSTER_CONFIG"];
+pub const CLI_VARIABLES: [&str; 6] =
+    ["MUSTER_SERVER_URL", "MUSTER_TOKEN", "MUSTER_DATA_DIR", "MUSTER_CONFIG", "MUSTER_ROLES", "MUSTER_NAME"];
 
 const PREFIX: &str = "MUSTER_";
 

@@ -19,6 +19,8 @@ pub async fn all<S: Store>(make: impl AsyncFn() -> S) {
     fold::agents_are_found_by_key(&make().await).await;
     fold::a_partition_is_paged_in_key_order(&make().await).await;
     fold::cells_and_partitions_are_apart(&make().await).await;
+    fold::a_cell_leaves_the_agent_of_another_as_it_is(&make().await).await;
+    fold::entries_are_quarantined_with_the_commit(&make().await).await;
     fold::orphans_are_live_sessions_of_dead_gateways(&make().await).await;
 
     parts::every_part_is_read_back(&make().await).await;
@@ -43,4 +45,8 @@ pub async fn all<S: Store>(make: impl AsyncFn() -> S) {
     fleet::an_agent_is_read_with_all_its_parts(&make().await).await;
     fleet::a_tenant_is_paged_in_order_of_uids(&make().await).await;
     fleet::tenants_are_apart(&make().await).await;
+    fleet::an_agent_of_two_cells_is_shown_once(&make().await).await;
+    fleet::a_selector_filters(&make().await).await;
+    fleet::a_selector_sees_what_was_written_last(&make().await).await;
+    fleet::a_cluster_has_one_id(&make().await).await;
 }

@@ -44,6 +44,7 @@ const RULES: &[Rule] = &[
     any("muster-testkit", &[ADAPTERS, ROLES]),
     any("muster-loadtest", &[ADAPTERS, ROLES]),
     any("muster-swarm", &[ADAPTERS, ROLES]),
+    any("muster-cluster", &[ADAPTERS, ROLES]),
     any("xtask", &[ADAPTERS, ROLES]),
 ];
 

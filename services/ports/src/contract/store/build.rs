@@ -174,6 +174,7 @@ pub(super) fn commit(
         progress: (row.epoch, Position(position), Some(message(u128::from(position)))),
         decided_on: BTreeMap::new(),
         agents,
+        quarantined: Vec::new(),
     }
 }
 
@@ -196,7 +197,7 @@ pub(super) async fn store_all(store: &dyn Store, agents: impl IntoIterator<Item 
 
 /// Reads one agent back.
 pub(super) async fn stored(store: &dyn Store, key: &AgentKey) -> Option<Agent> {
-    let mut found = store.agents(std::slice::from_ref(key)).await.unwrap();
+    let mut found = store.agents(&cell(), std::slice::from_ref(key)).await.unwrap();
     assert!(found.len() <= 1, "one agent for one key");
     found.pop().map(|stored| stored.agent)
 }

@@ -7,13 +7,13 @@ use muster_domain::ids::{AgentKey, Cell, IntentRevision, Partition, Timestamp};
 use muster_domain::report::ConfigMap;
 
 use super::build::{
-    agent, cell, commit, incarnation, key, key_of, keys, keys_in, message, rich_config, session, store_all,
-    store_in, stored, tenant, write,
+    NOW, TEXT, agent, cell, commit, incarnation, key, key_of, keys, keys_in, message, rich_agent,
+    rich_config, session, store_all, store_in, stored, tenant, write,
 };
 use super::intent::{change, revision_of};
 use crate::contract::poll::join;
 use crate::log::Position;
-use crate::store::{AgentWrite, Commit, CommitError, PartitionRow, Store};
+use crate::store::{AgentWrite, Commit, CommitError, PartitionRow, Quarantined, Store, StoredAgent};
 
 fn partition() -> Partition {
     Partition::of(&key(1))
@@ -166,7 +166,7 @@ pub(super) async fn many_agents_in_one_commit(store: &dyn Store) {
     };
     for round in 0..2 {
         store_all(store, numbered(round)).await;
-        let mut found = store.agents(&wanted).await.unwrap();
+        let mut found = store.agents(&cell(), &wanted).await.unwrap();
         found.sort_by(|one, other| one.agent.key.cmp(&other.agent.key));
         let mut expected = numbered(round);
         expected.sort_by(|one, other| one.key.cmp(&other.key));
@@ -175,10 +175,10 @@ pub(super) async fn many_agents_in_one_commit(store: &dyn Store) {
 }
 
 pub(super) async fn agents_are_found_by_key(store: &dyn Store) {
-    assert_eq!(store.agents(&[]).await.unwrap(), []);
+    assert_eq!(store.agents(&cell(), &[]).await.unwrap(), []);
     store_all(store, [1, 2, 3].map(|number| agent(&key(number)))).await;
     let asked = [key(3), key(9), key_of("other", 1), key(1)];
-    let mut found = keys(&store.agents(&asked).await.unwrap());
+    let mut found = keys(&store.agents(&cell(), &asked).await.unwrap());
     found.sort();
     assert_eq!(found, [key(1), key(3)]);
 }
@@ -236,8 +236,63 @@ pub(super) async fn cells_and_partitions_are_apart(store: &dyn Store) {
             assert_eq!(orphans, expected);
         }
     }
-    let found = store.agents(&everything).await.unwrap();
-    assert_eq!(found.len(), everything.len(), "a key finds its agent in any cell");
+    for (cell, of_cell) in [(cell(), near), (there, far)] {
+        let mut found = keys(&store.agents(&cell, &everything).await.unwrap());
+        found.sort();
+        assert_eq!(found, of_cell, "a key finds the cell's own agent");
+    }
+}
+
+pub(super) async fn a_cell_leaves_the_agent_of_another_as_it_is(store: &dyn Store) {
+    let there: Cell = "there".parse().unwrap();
+    let old = Agent { session: Some(session(1, 1)), ..rich_agent(&key(1)) };
+    let whole = AgentWrite { effective_config: Some(rich_config()), ..write(old.clone()) };
+    store_in(store, &cell(), vec![whole]).await;
+    let labels = BTreeMap::from([("zone".to_owned(), Some("eu".to_owned()))]);
+    let labels = store.label(&key(1), &labels, Timestamp(1)).await.unwrap().unwrap();
+    // It is new there: written whole, whatever the write says.
+    let started_at = Timestamp(NOW.0 + 1);
+    let moved = Agent { session: Some(Session { started_at, ..session(2, 2) }), ..agent(&key(1)) };
+    let partial = AgentWrite { session: false, state: false, ..write(moved.clone()) };
+    store_in(store, &there, vec![partial]).await;
+    let as_stored = |agent: &Agent| vec![StoredAgent { agent: agent.clone(), labels: labels.clone() }];
+    assert_eq!(store.agents(&cell(), &[key(1)]).await.unwrap(), as_stored(&old));
+    assert_eq!(store.agents(&there, &[key(1)]).await.unwrap(), as_stored(&moved));
+    // What the old cell learns late.
+    let ended = Some((Timestamp(NOW.0 + 9), EndReason::ConnectionLost));
+    let old = Agent { session: Some(Session { ended, ..session(1, 1) }), ..old };
+    store_in(store, &cell(), vec![AgentWrite { state: false, ..write(old.clone()) }]).await;
+    for (cell, agent) in [(cell(), &old), (there.clone(), &moved)] {
+        assert_eq!(store.agents(&cell, &[key(1)]).await.unwrap(), as_stored(agent));
+        let members = store.partition_agents(&cell, partition(), None, 10).await.unwrap();
+        assert_eq!(members, as_stored(agent));
+    }
+    let (_, config) = store.agent(&key(1)).await.unwrap().unwrap();
+    assert_eq!(config, None, "the effective config of another cell");
+}
+
+pub(super) async fn entries_are_quarantined_with_the_commit(store: &dyn Store) {
+    let entry = |position, key| Quarantined {
+        position: Position(position),
+        message: message(u128::from(position)),
+        payload: vec![0, 0xff, 0xc3].into(),
+        reason: TEXT.to_owned(),
+        at: NOW,
+        key,
+    };
+    for _ in 0..2 {
+        let quarantined = vec![entry(5, None), entry(7, Some(key(1)))];
+        let tried = commit(&cell(), partition(), row(store).await, vec![write(agent(&key(1)))]);
+        // A log that was made anew has the same positions again.
+        let epoch = row(store).await.epoch + 1;
+        let progress = (epoch, Position(7), Some(message(7)));
+        let moved = store.commit(Commit { quarantined, progress, ..tried.clone() }).await.unwrap();
+        assert_eq!(moved.position, Position(7));
+        assert_eq!(stored(store, &key(1)).await, Some(agent(&key(1))));
+        let refused = store.commit(Commit { quarantined: vec![entry(8, None)], ..tried }).await;
+        assert!(matches!(refused, Err(CommitError::RowMoved)), "{refused:?}");
+        assert_eq!(row(store).await, moved);
+    }
 }
 
 pub(super) async fn orphans_are_live_sessions_of_dead_gateways(store: &dyn Store) {

@@ -253,12 +253,12 @@ pub(super) async fn labels_are_set_and_removed(store: &dyn Store) {
     for (changes, expected) in steps {
         let expected = labels(expected);
         assert_eq!(relabel(store, &key(1), changes).await, expected);
-        let found = store.agents(&[key(1)]).await.unwrap();
+        let found = store.agents(&cell(), &[key(1)]).await.unwrap();
         assert_eq!(found[0].labels, expected);
         // What is written of the agent leaves them as they are.
         store_all(store, [agent(&key(1))]).await;
         assert_eq!(store.agent(&key(1)).await.unwrap().unwrap().0.labels, expected);
-        assert_eq!(store.agents(&[key(2)]).await.unwrap()[0].labels, Labels::new());
+        assert_eq!(store.agents(&cell(), &[key(2)]).await.unwrap()[0].labels, Labels::new());
     }
 }
 
@@ -290,7 +290,11 @@ pub(super) async fn an_unknown_agent_has_no_labels(store: &dyn Store) {
         assert_eq!(store.label(&unknown, &changes, NOW).await.unwrap(), None);
         assert_eq!(store.label(&unknown, &BTreeMap::new(), NOW).await.unwrap(), None);
         store_all(store, [agent(&unknown)]).await;
-        assert_eq!(store.agents(&[unknown]).await.unwrap()[0].labels, Labels::new(), "nothing was kept");
+        assert_eq!(
+            store.agents(&cell(), &[unknown]).await.unwrap()[0].labels,
+            Labels::new(),
+            "nothing was kept"
+        );
     }
     assert_eq!(store.revisions().await.unwrap(), BTreeMap::new());
 }
@@ -329,6 +333,6 @@ pub(super) async fn tenants_are_apart(store: &dyn Store) {
     assert_eq!(found.templates["t"], whole.templates);
     let found = store.intent(&theirs.tenant).await.unwrap();
     assert_eq!(found.templates["t"], other.templates);
-    assert_eq!(store.agents(&[ours]).await.unwrap()[0].labels, Labels::new());
-    assert_eq!(store.agents(&[theirs]).await.unwrap()[0].labels, labels(&[("a", "1")]));
+    assert_eq!(store.agents(&cell(), &[ours]).await.unwrap()[0].labels, Labels::new());
+    assert_eq!(store.agents(&cell(), &[theirs]).await.unwrap()[0].labels, labels(&[("a", "1")]));
 }

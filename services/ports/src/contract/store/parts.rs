@@ -16,7 +16,7 @@ pub(super) async fn every_part_is_read_back(store: &dyn Store) {
     let whole = AgentWrite { effective_config: Some(rich_config()), ..write(rich.clone()) };
     store_in(store, &cell(), vec![whole]).await;
     let expected = StoredAgent { agent: rich, labels: Default::default() };
-    assert_eq!(store.agents(&[key(1)]).await.unwrap(), std::slice::from_ref(&expected));
+    assert_eq!(store.agents(&cell(), &[key(1)]).await.unwrap(), std::slice::from_ref(&expected));
     assert_eq!(store.agent(&key(1)).await.unwrap(), Some((expected, Some(rich_config()))));
     let bare = Agent::new(key(2), Timestamp(0));
     store_all(store, [bare.clone()]).await;

@@ -1,0 +1,90 @@
+//! One trace from an agent's report through the log to the fold and the offer, from the real program.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::routing::post;
+use muster_proto::Message as _;
+use muster_testkit::messages::{first_report, new_uid};
+use muster_testkit::{Muster, RawAgent, eventually};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(20);
+
+const MANIFESTS: &str = "apiVersion: opamp.io/v1
+kind: ConfigTemplate
+metadata: {name: base, version: v1}
+spec:
+  config:
+    receivers: {otlp: {}}
+---
+apiVersion: opamp.io/v1
+kind: ConfigAssignment
+metadata: {name: all}
+spec:
+  template: {name: base}
+  selector:
+    matchLabels: {team: blue}
+";
+
+/// What a collector was sent.
+type Spans = Arc<Mutex<Vec<Span>>>;
+
+async fn collector() -> (Spans, String) {
+    let spans = Spans::default();
+    let received = spans.clone();
+    let receive = async move |body: Bytes| {
+        let request = ExportTraceServiceRequest::decode(body).unwrap();
+        let scopes = request.resource_spans.into_iter().flat_map(|resource| resource.scope_spans);
+        received.lock().unwrap().extend(scopes.flat_map(|scope| scope.spans));
+    };
+    let router = axum::Router::new().route("/v1/traces", post(receive));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    (spans, url)
+}
+
+#[tokio::test]
+async fn a_report_is_traced_to_the_offer() {
+    let (spans, url) = collector().await;
+    let muster = Muster::builder(env!("CARGO_BIN_EXE_muster"))
+        .env("MUSTER_TELEMETRY__TRACES__ENDPOINT", url)
+        .env("OTEL_TRACES_SAMPLER", "always_on")
+        .env("OTEL_BSP_SCHEDULE_DELAY", "100")
+        .start()
+        .await;
+    muster.api().post_text("/api/v1/apply", "application/yaml", MANIFESTS).await.unwrap();
+    let uid = new_uid();
+    let mut agent = RawAgent::connect(&muster.opamp_url()).await;
+    agent.send(&first_report(uid, &[("team", "blue")])).await;
+    let offer = eventually(SOON, async || {
+        let spans = spans.lock().unwrap();
+        spans.iter().find(|span| span.name == "offer").cloned().ok_or_else(|| format!("{spans:?}"))
+    })
+    .await;
+    let fold = eventually(SOON, async || {
+        let spans = spans.lock().unwrap();
+        spans.iter().find(|span| span.span_id == offer.parent_span_id).cloned().ok_or_else(String::new)
+    })
+    .await;
+    assert_eq!(fold.name, "fold");
+    let report = eventually(SOON, async || {
+        let spans = spans.lock().unwrap();
+        spans.iter().find(|span| span.span_id == fold.parent_span_id).cloned().ok_or_else(String::new)
+    })
+    .await;
+    assert_eq!((report.name.as_str(), report.parent_span_id.len()), ("report", 0));
+    assert_eq!((&report.trace_id, &fold.trace_id), (&offer.trace_id, &offer.trace_id));
+    let line = muster.wait_for_log("agent_connected", SOON).await;
+    let line: Value = serde_json::from_str(&line).unwrap();
+    let trace: String = fold.trace_id.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(line["trace_id"].as_str(), Some(trace.as_str()), "{line}");
+    assert_eq!(line["agent_id"], uid.to_string());
+    muster.assert_no_errors();
+}
