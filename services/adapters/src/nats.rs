@@ -151,7 +151,10 @@ impl NatsOptions {
         }
         if let Some(path) = &self.credentials {
             options = options.credentials_file(path).await.map_err(|error| {
-                NatsError::Settings(format!("the credentials file {} cannot be used: {error}", path.display()))
+                NatsError::Settings(format!(
+                    "the credentials file {} cannot be used: {error}",
+                    path.display()
+                ))
             })?;
         }
         Ok(options)

@@ -1,6 +1,10 @@
 //! The log, the buckets and the bus on a real NATS server: the contracts, and the days on which the
 //! server goes away.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests, of which clippy knows only the functions marked so")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests, of which clippy knows only the functions marked so"
+)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -374,7 +378,10 @@ async fn keys_may_hold_anything() {
     let listed = bucket.list("").await.unwrap();
     assert_eq!(listed.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>(), keys);
     for (key, found) in listed {
-        assert_eq!((found.value.as_ref(), bucket.get(&key).await.unwrap()), (key.as_bytes(), Some(found.clone())));
+        assert_eq!(
+            (found.value.as_ref(), bucket.get(&key).await.unwrap()),
+            (key.as_bytes(), Some(found.clone()))
+        );
     }
 }
 

@@ -1,5 +1,9 @@
 //! The log and the leases on a cluster of three NATS servers, of which one goes away.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests, of which clippy knows only the functions marked so")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests, of which clippy knows only the functions marked so"
+)]
 
 use std::time::{Duration, Instant};
 

@@ -11,8 +11,10 @@ use muster_proto::Message as _;
 use muster_testkit::messages::{first_report, new_uid};
 use muster_testkit::{Muster, RawAgent, eventually};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, any_value};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use serde_json::Value;
+use uuid::Uuid;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -50,6 +52,13 @@ async fn collector() -> (Spans, String) {
     (spans, url)
 }
 
+/// Whether a span says that it is about this agent.
+fn is_of(span: &Span, uid: Uuid) -> bool {
+    let text = Some(any_value::Value::StringValue(uid.to_string()));
+    let is_uid = |value: &AnyValue| value.value == text;
+    span.attributes.iter().any(|pair| pair.key == "agent_id" && pair.value.as_ref().is_some_and(is_uid))
+}
+
 #[tokio::test]
 async fn a_report_is_traced_to_the_offer() {
     let (spans, url) = collector().await;
@@ -60,12 +69,21 @@ async fn a_report_is_traced_to_the_offer() {
         .start()
         .await;
     muster.api().post_text("/api/v1/apply", "application/yaml", MANIFESTS).await.unwrap();
+    // An offer may also follow from the change of intent, which is no report's. Once one agent has its
+    // config, control knows the intent, and the next agent's offer follows from its report.
+    let mut first = RawAgent::connect(&muster.opamp_url()).await;
+    first.send(&first_report(new_uid(), &[("team", "blue")])).await;
+    first.recv_where(|message| message.remote_config.is_some()).await;
     let uid = new_uid();
     let mut agent = RawAgent::connect(&muster.opamp_url()).await;
     agent.send(&first_report(uid, &[("team", "blue")])).await;
     let offer = eventually(SOON, async || {
         let spans = spans.lock().unwrap();
-        spans.iter().find(|span| span.name == "offer").cloned().ok_or_else(|| format!("{spans:?}"))
+        let of_agent = |span: &&Span| {
+            span.name == "offer"
+                && spans.iter().any(|fold| fold.span_id == span.parent_span_id && is_of(fold, uid))
+        };
+        spans.iter().find(of_agent).cloned().ok_or_else(|| format!("{spans:?}"))
     })
     .await;
     let fold = eventually(SOON, async || {
@@ -81,7 +99,7 @@ async fn a_report_is_traced_to_the_offer() {
     .await;
     assert_eq!((report.name.as_str(), report.parent_span_id.len()), ("report", 0));
     assert_eq!((&report.trace_id, &fold.trace_id), (&offer.trace_id, &offer.trace_id));
-    let line = muster.wait_for_log("agent_connected", SOON).await;
+    let line = muster.wait_for_log(&format!("\"agent_id\":\"{uid}\""), SOON).await;
     let line: Value = serde_json::from_str(&line).unwrap();
     let trace: String = fold.trace_id.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(line["trace_id"].as_str(), Some(trace.as_str()), "{line}");

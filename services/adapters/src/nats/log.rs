@@ -101,7 +101,11 @@ impl NatsLog {
         unavailable(error)
     }
 
-    fn publish_failed(&self, error: async_nats::jetstream::context::PublishError, size: usize) -> PublishError {
+    fn publish_failed(
+        &self,
+        error: async_nats::jetstream::context::PublishError,
+        size: usize,
+    ) -> PublishError {
         match error.kind() {
             PublishErrorKind::MaxPayloadExceeded => {
                 return PublishError::TooLarge { size, limit: self.max_payload() };
@@ -163,9 +167,8 @@ impl Log for NatsLog {
                 let mut made = self.connection.made.clone();
                 made.mark_unchanged();
                 let message = PublishMessage::build().payload(payload.clone()).message_id(&id);
-                let send = async {
-                    self.connection.context.send_publish(subject.clone(), message).await?.await
-                };
+                let send =
+                    async { self.connection.context.send_publish(subject.clone(), message).await?.await };
                 let error = tokio::select! {
                     biased;
                     acknowledged = send => match acknowledged {

@@ -188,7 +188,9 @@ fn check_version(version: &str) -> Result<(), (String, String)> {
     match (numbers.next(), numbers.next()) {
         (Some(Ok(own_major)), Some(Ok(own_minor))) if (own_major, own_minor) >= LEAST_VERSION => Ok(()),
         (Some(Ok(_)), Some(Ok(_))) => Err((
-            format!("the server is version {version}, and {major}.{minor} is the oldest that does what Muster asks of it"),
+            format!(
+                "the server is version {version}, and {major}.{minor} is the oldest that does what Muster asks of it"
+            ),
             fix,
         )),
         _ => Err((format!("the server does not tell its version: {version:?}"), fix)),
