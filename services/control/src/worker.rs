@@ -29,8 +29,6 @@ use crate::{Shared, decode, intents::Planners, offers};
 const CACHE: usize = 64;
 /// Agents looked at in one transaction of a sweep.
 const PAGE: usize = 500;
-/// Folded batches between two purges of the log.
-const PURGE_EVERY: u32 = 64;
 /// First and longest wait before a worker that failed begins again.
 const RESTART: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// After the loss of a log, a partition asks this many agents for full state this often.
@@ -120,20 +118,23 @@ async fn work(
 
     let mut sweep = tokio::time::interval(shared.settings.sweep_every);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut folds = 0_u32;
+    let mut purged = Position::default();
     loop {
         let due = worker.next_due();
         tokio::select! {
             entries = reader.next(shared.settings.max_batch) => {
                 worker.fold(entries?).await?;
-                folds = folds.wrapping_add(1);
-                if folds.is_multiple_of(PURGE_EVERY) {
-                    shared.engines.log.purge(partition, worker.row.position).await?;
-                }
             }
             Ok(()) = changed.changed() => worker.look_at_all(&shared.intents.planners(), false, false).await?,
             () = tokio::time::sleep(due) => worker.repeat_offers().await?,
-            _ = sweep.tick() => worker.end_orphans().await?,
+            _ = sweep.tick() => {
+                worker.end_orphans().await?;
+                // What is folded may go, but for the entry that the log is recognised by.
+                if worker.row.position != purged {
+                    purged = worker.row.position;
+                    shared.engines.log.purge(partition, purged).await?;
+                }
+            }
             () = tokio::time::sleep(ASK_EVERY), if !worker.to_ask.is_empty() => worker.ask_some().await,
             () = stop.cancelled() => break,
         }
