@@ -131,7 +131,12 @@ fn listed(item: &Value) -> Listed {
 
 /// Whether every agent is connected and runs what it should, as it says itself and as the API says; if
 /// not, what is amiss.
-pub(crate) async fn converged(fleet: &Fleet, reporters: usize, apis: &Apis, desired: &Desired) -> Result<(), String> {
+pub(crate) async fn converged(
+    fleet: &Fleet,
+    reporters: usize,
+    apis: &Apis,
+    desired: &Desired,
+) -> Result<(), String> {
     let agents = fleet.agents();
     let behind = |agent: &&AgentView| !agent.connected || agent.status != RemoteConfigStatuses::Applied;
     if let Some(agent) = agents.iter().find(behind) {
@@ -152,9 +157,14 @@ pub(crate) async fn converged(fleet: &Fleet, reporters: usize, apis: &Apis, desi
         let Some(stored) = listed.get(&agent.uid) else {
             return Err(format!("the API does not list {}", agent.uid));
         };
-        let same = stored.desired.is_some() && stored.desired == stored.reported && stored.desired == agent.config_hash;
+        let same = stored.desired.is_some()
+            && stored.desired == stored.reported
+            && stored.desired == agent.config_hash;
         if !same || stored.status != "APPLIED" {
-            return Err(format!("the agent {} runs {:?}, the API says {stored:?}", agent.uid, agent.config_hash));
+            return Err(format!(
+                "the agent {} runs {:?}, the API says {stored:?}",
+                agent.uid, agent.config_hash
+            ));
         }
         if stored.desired.as_deref() != Some(&desired.steady) {
             changing = stored.desired.clone();

@@ -215,7 +215,8 @@ impl Cluster {
     /// Ends every process of Muster in order: gateways, controls, apis. The engines end after that.
     pub async fn terminate(mut self) {
         for role in [Role::Gateway, Role::Control, Role::Api] {
-            let running = self.processes.iter_mut().filter(|process| process.role == role && process.is_running());
+            let running =
+                self.processes.iter_mut().filter(|process| process.role == role && process.is_running());
             futures_util::future::join_all(running.map(Process::terminate)).await;
         }
     }

@@ -15,10 +15,10 @@ use crate::usage::Usage;
 const PORT_ATTEMPTS: usize = 5;
 /// How long a process may take to be ready: its engines start at the same time.
 const READY: Duration = Duration::from_secs(60);
-/// Becomes the program: its log goes to a file, and it ends with the process that started it, however
-/// that ends (where setpriv is to be had).
+/// Becomes the program: its log goes to a file, Ctrl-C of a terminal does not reach it, and it ends with
+/// the process that started it, however that ends (the latter two where util-linux is to be had).
 const INTO_FILE: &str = r#"log=$1; shift
-if command -v setpriv >/dev/null; then exec setpriv --pdeathsig KILL "$@" 2>>"$log"; fi
+if command -v setpriv setsid >/dev/null; then exec setsid setpriv --pdeathsig KILL "$@" 2>>"$log"; fi
 exec "$@" 2>>"$log""#;
 
 /// What a process of the cluster does.
@@ -69,7 +69,8 @@ impl Process {
         let mut attempt = 1;
         loop {
             let from = text(&log).len();
-            let wrapper = ["sh".into(), "-c".into(), INTO_FILE.into(), "sh".into(), log.clone().into_os_string()];
+            let wrapper =
+                ["sh".into(), "-c".into(), INTO_FILE.into(), "sh".into(), log.clone().into_os_string()];
             let mut builder = Muster::builder(program).under::<std::ffi::OsString>(wrapper);
             builder = builder.config(config).ready_within(READY).stopped_within(Duration::from_secs(60));
             if role != Role::Embedded {

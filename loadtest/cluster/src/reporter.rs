@@ -322,7 +322,9 @@ impl Reporter {
             let Some(Ok(item)) = item else { return ControlFlow::Break(()) };
             match item {
                 Message::Binary(payload) => {
-                    let Ok(message) = wire::decode::<ServerToAgent>(payload) else { return ControlFlow::Break(()) };
+                    let Ok(message) = wire::decode::<ServerToAgent>(payload) else {
+                        return ControlFlow::Break(());
+                    };
                     lock(&self.said).offers += u64::from(message.remote_config.is_some());
                     return ControlFlow::Continue(Some(message));
                 }

@@ -19,7 +19,10 @@ use crate::process::Role;
 pub async fn run(options: &ClusterOptions, agents: usize) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    println!("starting NATS, Redis, Postgres and {} processes of Muster", options.gateways + options.controls + options.apis);
+    println!(
+        "starting NATS, Redis, Postgres and {} processes of Muster",
+        options.gateways + options.controls + options.apis
+    );
     let cluster = tokio::select! {
         cluster = Cluster::start(options) => cluster?,
         _ = interrupt.recv() => return Ok(()),
@@ -30,7 +33,8 @@ pub async fn run(options: &ClusterOptions, agents: usize) -> Result<()> {
         0 => None,
         count => {
             let mix = Mix::only(Kind::Collector);
-            let options = FleetOptions { count, mix, stable_uids: true, ..FleetOptions::new(cluster.opamp_url()) };
+            let options =
+                FleetOptions { count, mix, stable_uids: true, ..FleetOptions::new(cluster.opamp_url()) };
             Some(Fleet::start(options, CancellationToken::new())?)
         }
     };
@@ -83,7 +87,9 @@ Press Ctrl-C to stop.
 async fn line(cluster: &Cluster, fleet: Option<&Fleet>) -> String {
     let of = async |role, name: &str| -> String {
         let all = cluster.metrics(role).await;
-        let one = |metrics: &Option<Metrics>| metrics.as_ref().map_or("down".to_owned(), |metrics| metrics.sum(name).to_string());
+        let one = |metrics: &Option<Metrics>| {
+            metrics.as_ref().map_or("down".to_owned(), |metrics| metrics.sum(name).to_string())
+        };
         all.iter().map(one).collect::<Vec<_>>().join(" ")
     };
     let agents = of(Role::Gateway, "opamp_server_connected_agents").await;

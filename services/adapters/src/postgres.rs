@@ -92,7 +92,8 @@ impl fmt::Debug for PostgresStore {
 }
 
 impl PostgresStore {
-    /// Connects to the database. Its schema is left as it is: see [`migrate`](Self::migrate).
+    /// Connects to the database. Its schema is left as it is: see [`migrate`](Self::migrate). A pooler in
+    /// between must leave each connection its session: not PgBouncer's modes `transaction` and `statement`.
     ///
     /// # Errors
     /// The address is not well formed, the server does not let this process in within the time to wait
@@ -181,19 +182,23 @@ fn place(database: &PgConnectOptions) -> String {
     format!("{}:{}/{name}", database.get_host(), database.get_port())
 }
 
+/// A connection beside the pool.
+async fn connect(database: &PgConnectOptions, patience: Duration) -> Result<PgConnection, EngineError> {
+    let place = place(database);
+    match tokio::time::timeout(patience, database.connect()).await {
+        Ok(connected) => connected.map_err(failed(&place)),
+        Err(_) => Err(unavailable(format_args!("{place}: it did not answer within {patience:?}"))),
+    }
+}
+
 /// Checks that the server is one that this program can work with.
 async fn check(database: &PgConnectOptions, patience: Duration) -> Result<(), EngineError> {
     let place = place(database);
-    let ask = async {
-        let mut connection = database.connect().await.map_err(failed(&place))?;
-        let facts = facts(&mut connection, &place).await;
-        // The answer is there: how the connection ends does not matter.
-        let _ = connection.close().await;
-        facts
-    };
-    let (version, encoding) = tokio::time::timeout(patience, ask)
+    let mut connection = connect(database, patience).await?;
+    let (version, encoding) = tokio::time::timeout(patience, facts(&mut connection, &place))
         .await
         .map_err(|_| unavailable(format_args!("{place}: it did not answer within {patience:?}")))??;
+    drop(connection);
     if version / 10_000 < OLDEST_SERVER {
         return Err(corrupt(
             &place,
@@ -221,5 +226,5 @@ async fn facts(connection: &mut PgConnection, place: &str) -> Result<(i32, Strin
 /// they wait for each other, and that is all.
 fn intent_lock(tenant: &Tenant) -> i32 {
     let Digest(bytes) = Digest::of_parts([tenant.as_str().as_bytes()]);
-    i32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    i32::from_be_bytes(bytes.first_chunk().copied().unwrap_or_default())
 }

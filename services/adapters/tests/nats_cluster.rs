@@ -1,9 +1,5 @@
 //! The log and the leases on a cluster of three NATS servers, of which one goes away.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "tests, of which clippy knows only the functions marked so"
-)]
+#![expect(clippy::panic, reason = "tests, of which clippy knows only the functions marked so")]
 
 use std::time::{Duration, Instant};
 

@@ -136,6 +136,7 @@ pub async fn open(
             };
             let options = NatsOptions {
                 replicas: config.bus.replicas,
+                max_bytes: config.bus.max_bytes as u64,
                 cluster,
                 deadline: START_DEADLINE,
                 name: name.to_owned(),

@@ -1,5 +1,6 @@
-//! Developer commands: `cargo xtask setup | test | lint | tidy`.
+//! Developer commands: `cargo xtask setup | test | lint | tidy | cluster | faults | bench`.
 
+mod cluster;
 mod lint;
 mod process;
 mod setup;
@@ -27,6 +28,12 @@ enum Xtask {
     Lint,
     /// Check what compilers do not: the dependency table, module headers, file lengths, links.
     Tidy,
+    /// Run a whole cluster as local processes until Ctrl-C (`--help` says with what).
+    Cluster(cluster::Args),
+    /// Break a cluster under load, and check that nothing is lost.
+    Faults(cluster::Args),
+    /// Measure beside the goals: `bench --quick`.
+    Bench(cluster::Args),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +54,9 @@ fn run(command: Xtask) -> Result<ExitCode> {
         Xtask::Test { .. } => test(),
         Xtask::Lint => Ok(exit_code(lint::run()?)),
         Xtask::Tidy => Ok(exit_code(tidy::run(root)?)),
+        Xtask::Cluster(args) => cluster::run("cluster", &args),
+        Xtask::Faults(args) => cluster::run("faults", &args),
+        Xtask::Bench(args) => cluster::run("bench", &args),
     }
 }
 

@@ -59,7 +59,12 @@ pub(super) async fn measure(options: &BenchOptions, cluster: &Cluster) -> Result
         Row::new("64 KiB, offers received per agent", offers as f64 / options.agents as f64, "", "1"),
         Row::new("memory growth during the push, peak per agent", each(peak), "B", "<= 256 B + one body"),
         Row::new("memory growth 10 s after the push, per agent", each(after.rss), "B", ""),
-        Row::new("memory growth during the push, peak of the gateway", peak.saturating_sub(before.rss) as f64 / 1e6, "MB", ""),
+        Row::new(
+            "memory growth during the push, peak of the gateway",
+            peak.saturating_sub(before.rss) as f64 / 1e6,
+            "MB",
+            "",
+        ),
     ])
 }
 

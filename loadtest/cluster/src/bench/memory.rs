@@ -18,7 +18,14 @@ const REST: Duration = Duration::from_secs(15);
 /// Memory of `muster serve`, every role in one process.
 pub(super) async fn embedded(options: &BenchOptions) -> Result<Vec<Row>> {
     let logs = TempDir::new()?;
-    let mut server = Process::start(&options.program, Role::Embedded, 1, "telemetry: {logs: {format: json}}\n", logs.path()).await?;
+    let mut server = Process::start(
+        &options.program,
+        Role::Embedded,
+        1,
+        "telemetry: {logs: {format: json}}\n",
+        logs.path(),
+    )
+    .await?;
     let url = server.opamp_url();
     let rows = growth(options, &server, &url, "of the embedded server", "").await?;
     server.terminate().await;
@@ -31,7 +38,13 @@ pub(super) async fn gateway(options: &BenchOptions, cluster: &Cluster) -> Result
     growth(options, gateway, &gateway.opamp_url(), "of a gateway", "<= 3.5 KB (0.15 x peer)").await
 }
 
-async fn growth(options: &BenchOptions, process: &Process, url: &str, of: &str, goal: &str) -> Result<Vec<Row>> {
+async fn growth(
+    options: &BenchOptions,
+    process: &Process,
+    url: &str,
+    of: &str,
+    goal: &str,
+) -> Result<Vec<Row>> {
     println!("memory {of}: {} idle agents", options.agents);
     // What the first connections cost is not the agents'.
     let first = options.agents / 3;
@@ -52,7 +65,12 @@ async fn growth(options: &BenchOptions, process: &Process, url: &str, of: &str, 
     more.stop().await;
     one.stop().await;
     Ok(vec![
-        Row::new(format!("memory per idle agent {of}, RSS growth over all {} agents", options.agents), whole, "KB", goal),
+        Row::new(
+            format!("memory per idle agent {of}, RSS growth over all {} agents", options.agents),
+            whole,
+            "KB",
+            goal,
+        ),
         Row::new(format!("memory per idle agent {of}, RSS growth from {first} agents on"), slope, "KB", goal),
         Row::new(format!("memory per idle agent {of}, PSS growth over all agents"), pss, "KB", goal),
         Row::new(format!("memory {of} without agents, RSS"), empty.rss as f64 / 1e6, "MB", ""),

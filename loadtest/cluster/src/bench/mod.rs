@@ -62,7 +62,8 @@ pub async fn run(options: &BenchOptions) -> Result<()> {
 
 /// A new cluster: one gateway, so that all agents are on it.
 async fn cluster(options: &BenchOptions) -> Result<Cluster> {
-    let cluster = ClusterOptions { gateways: 1, controls: 2, apis: 1, ..ClusterOptions::new(&options.program) };
+    let cluster =
+        ClusterOptions { gateways: 1, controls: 2, apis: 1, ..ClusterOptions::new(&options.program) };
     Cluster::start(&cluster).await
 }
 

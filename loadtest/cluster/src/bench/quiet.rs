@@ -35,7 +35,8 @@ struct Counters {
 impl Counters {
     async fn read(cluster: &Cluster, fleets: &[&Fleet]) -> Result<Self> {
         let cpu = |role: Option<Role>| -> Result<f64> {
-            let processes = cluster.processes().iter().filter(|process| role.is_none_or(|role| process.role == role));
+            let processes =
+                cluster.processes().iter().filter(|process| role.is_none_or(|role| process.role == role));
             processes.map(|process: &Process| Ok(process.usage()?.cpu)).sum()
         };
         let engines = cluster.nats.servers().iter().map(|server| server.pid());
@@ -105,7 +106,8 @@ pub(super) async fn measure(options: &BenchOptions, cluster: &Cluster) -> Result
 
     let heartbeats = median(&large, |window| window.heartbeats);
     let micros = |of: fn(&Counters) -> f64| 1e6 * median(&large, |window| of(window) / window.heartbeats);
-    let beyond_idle = |of: fn(&Counters) -> f64| 1e6 * (median(&large, of) - median(&nobody, of)) / heartbeats;
+    let beyond_idle =
+        |of: fn(&Counters) -> f64| 1e6 * (median(&large, of) - median(&nobody, of)) / heartbeats;
     // In the same time: a window is as long as another.
     let increase = |of: fn(&Counters) -> f64| {
         let beats = heartbeats - median(&small, |window| window.heartbeats);
@@ -114,9 +116,24 @@ pub(super) async fn measure(options: &BenchOptions, cluster: &Cluster) -> Result
     let background = |of: fn(&Counters) -> f64| median(&nobody, of) / options.seconds as f64;
     Ok(vec![
         Row::new("CPU per heartbeat, gateway", micros(|c| c.gateway), "us", "<= 3.6 us (0.5 x peer)"),
-        Row::new("CPU per heartbeat, all processes of Muster", micros(|c| c.muster), "us", "<= 7.2 us (1.0 x peer)"),
-        Row::new("CPU per heartbeat, all of Muster without what it uses with no agent", beyond_idle(|c| c.muster), "us", ""),
-        Row::new("CPU per heartbeat, NATS, Redis and Postgres without what they use with no agent", beyond_idle(|c| c.engines), "us", ""),
+        Row::new(
+            "CPU per heartbeat, all processes of Muster",
+            micros(|c| c.muster),
+            "us",
+            "<= 7.2 us (1.0 x peer)",
+        ),
+        Row::new(
+            "CPU per heartbeat, all of Muster without what it uses with no agent",
+            beyond_idle(|c| c.muster),
+            "us",
+            "",
+        ),
+        Row::new(
+            "CPU per heartbeat, NATS, Redis and Postgres without what they use with no agent",
+            beyond_idle(|c| c.engines),
+            "us",
+            "",
+        ),
         Row::new("bus messages per heartbeat, increase", increase(|c| c.bus), "", "<= 0.01"),
         Row::new("reports published per heartbeat, increase", increase(|c| c.publishes), "", "<= 0.01"),
         Row::new("store transactions per heartbeat, increase", increase(|c| c.transactions), "", "<= 0.01"),

@@ -52,7 +52,8 @@ pub(super) fn table(rows: &[Row]) -> String {
 
 /// Writes `loadtest/results/quick.json` and the table of `docs/performance.md`.
 pub(super) fn write(options: &BenchOptions, rows: &[Row]) -> Result<()> {
-    let command = format!("cargo xtask bench --quick --agents {} --seconds {}", options.agents, options.seconds);
+    let command =
+        format!("cargo xtask bench --quick --agents {} --seconds {}", options.agents, options.seconds);
     let rows_json: Vec<_> = rows
         .iter()
         .map(|row| json!({"what": row.what, "value": row.value, "unit": row.unit, "goal": row.goal}))
@@ -68,7 +69,8 @@ pub(super) fn write(options: &BenchOptions, rows: &[Row]) -> Result<()> {
     let page = Path::new(ROOT).join("docs/performance.md");
     let text = std::fs::read_to_string(&page)?;
     let (before, rest) = text.split_once(BEGIN).context("docs/performance.md has no place for the table")?;
-    let (_, after) = rest.split_once(END).context("docs/performance.md: the place for the table has no end")?;
+    let (_, after) =
+        rest.split_once(END).context("docs/performance.md: the place for the table has no end")?;
     let head = format!("{}, {}: `{command}`", options.machine, options.date);
     std::fs::write(&page, format!("{before}{BEGIN}\n{head}\n\n{}\n{END}{after}", table(rows)))?;
     Ok(())

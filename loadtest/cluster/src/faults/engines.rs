@@ -55,7 +55,7 @@ pub(super) const POSTGRES_RESTART: Case = Case {
     what: "kill -9 of Postgres, and its start 5 s later; reports wait in the log",
     bound: Duration::from_secs(90),
     breaks: Breaks::Nobody,
-    explains: &["request failed"],
+    explains: &["Postgres is not available"],
     act: restart_postgres,
     mend: nothing,
 };

@@ -127,7 +127,10 @@ pub async fn run(options: &FaultOptions) -> Result<bool> {
     if let Some(rig) = rig {
         rig.stop().await;
     }
-    println!("\n{:<18}{:<20}{:<9}{:>10}{:>9}{:>12}", "fault", "promises", "result", "settled", "resent", "in flight");
+    println!(
+        "\n{:<18}{:<20}{:<9}{:>10}{:>9}{:>12}",
+        "fault", "promises", "result", "settled", "resent", "in flight"
+    );
     for (row, _) in &rows {
         println!("{row}");
     }
@@ -145,7 +148,8 @@ async fn attempt(mut rig: Rig, case: &Case) -> (Option<Rig>, Report) {
     match outcome {
         Ok(report) => (Some(rig), report),
         Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+            let text =
+                panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
             let problem = text.unwrap_or("a panic").to_owned();
             (Some(rig), Report { problems: vec![problem], ..Report::default() })
         }

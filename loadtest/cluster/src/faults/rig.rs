@@ -91,17 +91,17 @@ impl Rig {
         let fleet = Fleet::start(options, CancellationToken::new())?;
         let reporters = Reporters::start(&cluster.opamp_url(), reporters);
         let mut rig = Self { fleet, reporters, cluster, apis, serial: 1, desired: Desired::default() };
-        let settled = rig.settle(FIRST).await.map_err(|reason| anyhow!("the agents do not settle: {reason}"))?;
-        let running = rig.fleet.stats().running;
-        let steady = rig.steady().await?;
-        rig.desired = Desired { old: running.into_keys().filter(|hash| *hash != steady).collect(), steady };
+        let settled =
+            rig.settle(FIRST).await.map_err(|reason| anyhow!("the agents do not settle: {reason}"))?;
+        rig.desired.steady = rig.steady().await?;
         println!("{agents} agents run their first config {:.1} s after their start", settled.as_secs_f64());
         Ok(rig)
     }
 
     /// The hash of the config that does not change.
     async fn steady(&self) -> Result<String> {
-        let listed = self.apis.list("service.name=io.opentelemetry.collector,deployment.environment!=prod").await?;
+        let listed =
+            self.apis.list("service.name=io.opentelemetry.collector,deployment.environment!=prod").await?;
         let agent = listed.values().find_map(|agent| agent.desired.clone());
         agent.context("no agent has the config that does not change: use more agents")
     }
@@ -131,6 +131,9 @@ impl Rig {
     pub async fn run(&mut self, case: &Case) -> Report {
         let mut report = Report::default();
         let before = self.before().await;
+        // From now on whoever runs one of these and is to change is behind.
+        let ran = before.stats.running.keys().filter(|hash| **hash != self.desired.steady);
+        self.desired.old = ran.cloned().collect();
         let watch = Watch::start(self.apis.clone());
 
         // The apply is under way when the fault comes.
@@ -151,7 +154,9 @@ impl Rig {
         }
         match self.settle(case.bound).await {
             Ok(_) => report.settled = Some(ended.elapsed()),
-            Err(reason) => report.problems.push(format!("P3 P6: not settled within {:?}: {reason}", case.bound)),
+            Err(reason) => {
+                report.problems.push(format!("P3 P6: not settled within {:?}: {reason}", case.bound))
+            }
         }
         self.reporters.hold_all();
         self.check_reports(&mut report).await;
@@ -183,7 +188,9 @@ impl Rig {
     /// P1: what was answered is what the API shows.
     async fn check_reports(&self, report: &mut Report) {
         let outcome = try_eventually(SHOWN, async || {
-            let lost = check::lost(&self.reporters.said(), &self.apis).await.map_err(|error| format!("{error:#}"))?;
+            let lost = check::lost(&self.reporters.said(), &self.apis)
+                .await
+                .map_err(|error| format!("{error:#}"))?;
             if lost.is_empty() {
                 return Ok(());
             }
@@ -196,21 +203,26 @@ impl Rig {
     }
 
     /// P3 and P7: nobody gets a config again, or one that is not its own.
-    fn check_offers(&mut self, case: &Case, before: &Before, report: &mut Report) {
+    fn check_offers(&self, case: &Case, before: &Before, report: &mut Report) {
         let stats = self.fleet.stats();
         let mut offers = stats.configs_received.clone();
         for (hash, count) in &before.stats.configs_received {
             let more = offers.remove(hash).unwrap_or_default() - count;
             report.resent += more;
         }
-        // What is left are new configs, and each agent of the changing assignment gets one once.
-        let changed: BTreeMap<&String, usize> =
-            stats.running.iter().filter(|(hash, _)| offers.contains_key(*hash)).map(|(hash, agents)| (hash, *agents)).collect();
-        let due: usize = changed.values().sum();
+        // What is left are new configs, which each agent of the changing assignment gets once.
+        let due: usize = stats
+            .running
+            .iter()
+            .filter(|(hash, _)| offers.contains_key(*hash))
+            .map(|(_, agents)| agents)
+            .sum();
         report.repeated = offers.values().sum::<u64>().saturating_sub(due as u64);
-        self.desired.old.extend(changed.into_keys().cloned());
         if report.resent > 0 {
-            report.problems.push(format!("P3: {} configs were sent again to agents whose config did not change", report.resent));
+            report.problems.push(format!(
+                "P3: {} configs were sent again to agents whose config did not change",
+                report.resent
+            ));
         }
         if case.breaks == Breaks::Nobody && report.repeated > 0 {
             // Lost deliveries are repeated: that costs bytes and breaks no promise.
@@ -218,7 +230,9 @@ impl Rig {
         }
         let wrong = stats.errors - before.stats.errors;
         if wrong > 0 {
-            report.problems.push(format!("P3 P7: agents saw {wrong} impossible messages: {:?}", stats.last_error));
+            report
+                .problems
+                .push(format!("P3 P7: agents saw {wrong} impossible messages: {:?}", stats.last_error));
         }
         if stats.new_uids > before.stats.new_uids {
             report.problems.push("P7: agents were given new identities".to_owned());

@@ -26,6 +26,8 @@ CREATE TABLE agents (
     partition  smallint NOT NULL,
     -- The attributes that a selector can ask for, as the text that it compares.
     attributes jsonb    NOT NULL,
+    -- The first half of a SHA-256 of them as they were sent, by which they are known to be unchanged.
+    digest     uuid     NOT NULL,
     -- Copy of the agent's rows of `labels`.
     labels     jsonb    NOT NULL,
     PRIMARY KEY (tenant, uid, cell)
@@ -50,6 +52,15 @@ CREATE TABLE agent_states (
     config_files integer,
     PRIMARY KEY (tenant, uid, cell)
 ) WITH (fillfactor = 70);
+
+-- Is written with every report: lz4 takes half the time of what servers use otherwise, where they have it.
+DO $$
+BEGIN
+    EXECUTE 'ALTER TABLE agent_states ALTER COLUMN state SET COMPRESSION lz4';
+EXCEPTION
+    WHEN feature_not_supported OR syntax_error THEN NULL;
+END
+$$;
 
 -- The last session of each agent. Apart from the states, so that starts and ends write little.
 CREATE TABLE sessions (

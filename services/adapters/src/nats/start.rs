@@ -131,12 +131,9 @@ impl<'a> Start<'a> {
 
     async fn create(&self, context: &Context, want: &Config) -> Result<(), NatsError> {
         let name = &want.name;
-        let error = match context.create_stream(want.clone()).await {
-            Ok(_) => {
-                info!(stream = name, replicas = want.num_replicas, "created a stream on NATS");
-                return Ok(());
-            }
-            Err(error) => error,
+        let Err(error) = context.create_stream(want.clone()).await else {
+            info!(stream = name, replicas = want.num_replicas, "created a stream on NATS");
+            return Ok(());
         };
         match error.kind() {
             // Another one did, perhaps with other settings: they are compared next.
@@ -145,7 +142,7 @@ impl<'a> Start<'a> {
             }
             CreateStreamErrorKind::JetStream(error) if is_lasting(&error) => Err(self.refused(
                 format_args!("it does not create the stream {name}: {error}"),
-                "check the settings for replicas and sizes against the servers",
+                "check the settings for replicas and for the size of the log against what the servers have",
             )),
             _ => self.pause(format!("the stream {name} is not created: {error}")).await,
         }

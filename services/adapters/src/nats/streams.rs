@@ -187,6 +187,9 @@ mod tests {
 
     use super::*;
 
+    /// Changes a stream.
+    type Change = fn(&mut Config);
+
     fn options() -> NatsOptions {
         let cluster = Some(Uuid::from_u128(7));
         NatsOptions { cluster, ..NatsOptions::new("nats://localhost", "eu".parse().unwrap()) }
@@ -196,13 +199,13 @@ mod tests {
     fn every_difference_is_told_with_a_fix() {
         let want = log_config(&options());
         assert_eq!(compare(&want, &want), Ok(()));
-        let with = |change: fn(&mut Config)| {
+        let with = |change: Change| {
             let mut found = want.clone();
             change(&mut found);
             let (reason, fix) = compare(&want, &found).unwrap_err();
             format!("{reason}; {fix}")
         };
-        let cases: [(&str, fn(&mut Config)); 16] = [
+        let cases: [(&str, Change); 16] = [
             ("no muster-format", |c| c.metadata.clear()),
             ("is of format 2", |c| drop(c.metadata.insert(FORMAT_KEY.to_owned(), "2".to_owned()))),
             ("32 partitions", |c| drop(c.metadata.insert(PARTITIONS_KEY.to_owned(), "32".to_owned()))),

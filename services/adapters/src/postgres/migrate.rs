@@ -2,10 +2,10 @@
 
 use muster_ports::EngineError;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
-use sqlx::{ConnectOptions as _, Connection as _, SqlSafeStr as _};
+use sqlx::{Connection as _, SqlSafeStr as _};
 
 use super::error::{corrupt, failed};
-use super::{PostgresStore, place};
+use super::{PostgresStore, connect, place};
 
 /// Longest wait for another process that migrates, and for a table that others use, in milliseconds.
 const PATIENCE: &str = "60000";
@@ -25,7 +25,7 @@ impl PostgresStore {
         let place = place(&self.database);
         // A connection of its own, without a limit on statements: changes of large tables take long.
         let options = self.database.clone().options([("lock_timeout", PATIENCE)]);
-        let mut connection = options.connect().await.map_err(failed(&place))?;
+        let mut connection = connect(&options, self.patience).await?;
         let result = migrator().run(&mut connection).await;
         // The lock goes with the connection, also when the migration failed.
         let closed = connection.close().await;

@@ -1,7 +1,7 @@
 //! Writing what is in a commit: a statement for each table, with its rows as arrays.
 
 use muster_domain::agent::{Agent, Session};
-use muster_domain::ids::AgentKey;
+use muster_domain::ids::{AgentKey, Digest};
 use muster_domain::report::{ConfigFile, ConfigMap};
 use muster_ports::store::{AgentWrite, Commit, CommitError};
 use sqlx::{PgConnection, query};
@@ -44,6 +44,13 @@ struct AgentColumns<'a> {
     healthy: Vec<Option<bool>>,
     config_files: Vec<Option<i32>>,
     attributes: Vec<String>,
+    digests: Vec<Uuid>,
+}
+
+/// What attributes are known by, in the one type of 16 bytes that the server has.
+fn digest(attributes: &str) -> Uuid {
+    let Digest(bytes) = Digest::of_parts([attributes.as_bytes()]);
+    Uuid::from_bytes(bytes.first_chunk().copied().unwrap_or_default())
 }
 
 fn count(config: &ConfigMap) -> i32 {
@@ -56,7 +63,9 @@ impl<'a> AgentColumns<'a> {
         self.states.push(to_json("agent_states", &agent.state)?);
         self.healthy.push(agent.state.health.as_ref().map(|health| health.healthy));
         self.config_files.push(config.map(count));
-        self.attributes.push(to_json("agents", &selectable(agent.state.description.as_ref()))?);
+        let attributes = to_json("agents", &selectable(agent.state.description.as_ref()))?;
+        self.digests.push(digest(&attributes));
+        self.attributes.push(attributes);
         Ok(())
     }
 }
@@ -77,14 +86,14 @@ pub(super) async fn write_agents(
     // An agent whose attributes are as they were is not touched, not even by a lock.
     query(
         "WITH r AS MATERIALIZED (SELECT * FROM unnest($3::text[], $4::uuid[], $5::text[], $6::bool[], $7::int4[], \
-         $8::text[]::jsonb[]) AS r (tenant, uid, state, healthy, config_files, attributes)), \
-         seen AS (INSERT INTO agents (tenant, uid, cell, partition, attributes, labels) \
-         SELECT r.tenant, r.uid, $1, $2, r.attributes, coalesce((SELECT jsonb_object_agg(l.key, l.value) \
+         $8::text[], $9::uuid[]) AS r (tenant, uid, state, healthy, config_files, attributes, digest)), \
+         seen AS (INSERT INTO agents (tenant, uid, cell, partition, attributes, digest, labels) \
+         SELECT r.tenant, r.uid, $1, $2, r.attributes::jsonb, r.digest, coalesce((SELECT jsonb_object_agg(l.key, l.value) \
          FROM labels AS l WHERE l.tenant = r.tenant AND l.uid = r.uid), '{}') FROM r \
          WHERE NOT EXISTS (SELECT 1 FROM agents AS a WHERE a.tenant = r.tenant AND a.uid = r.uid AND a.cell = $1 \
-         AND a.partition = $2 AND a.attributes = r.attributes) \
+         AND a.partition = $2 AND a.digest = r.digest) \
          ON CONFLICT (tenant, uid, cell) DO UPDATE SET partition = excluded.partition, \
-         attributes = excluded.attributes) \
+         attributes = excluded.attributes, digest = excluded.digest) \
          INSERT INTO agent_states AS st (tenant, uid, cell, state, healthy, config_files) \
          SELECT tenant, uid, $1, state, healthy, config_files FROM r \
          ON CONFLICT (tenant, uid, cell) DO UPDATE SET state = excluded.state, healthy = excluded.healthy, \
@@ -98,6 +107,7 @@ pub(super) async fn write_agents(
     .bind(columns.healthy)
     .bind(columns.config_files)
     .bind(columns.attributes)
+    .bind(columns.digests)
     .execute(connection)
     .await
     .map_err(refused("agents"))?;

@@ -97,7 +97,7 @@ async fn fill(url: &str, agents: u32) {
         "INSERT INTO agents SELECT 'default', u.uid, 'here', n % 64, jsonb_build_object('service.name', 'otelcol', \
          'service.instance.id', u.uid, 'service.version', '0.' || n % 20, 'host.name', 'host-' || n, \
          'os.type', CASE n % 3 WHEN 0 THEN 'windows' ELSE 'linux' END, 'region', 'region-' || n % 10, \
-         'rack', 'rack-' || n % 1000), CASE WHEN n % 100 = 0 THEN jsonb_build_object('team', 'team-' || n % 700) \
+         'rack', 'rack-' || n % 1000), u.uid, CASE WHEN n % 100 = 0 THEN jsonb_build_object('team', 'team-' || n % 700) \
          ELSE '{{}}' END \
          FROM generate_series(1, {agents}) AS n, LATERAL (SELECT md5(n::text)::uuid AS uid) AS u; \
          INSERT INTO labels SELECT tenant, uid, 'team', labels ->> 'team', 1 FROM agents WHERE labels ? 'team'; \
@@ -166,12 +166,14 @@ async fn a_selective_page_is_found_by_the_index() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes a minute: for measuring"]
-async fn pages_of_a_hundred_thousand_agents() {
+async fn pages_of_a_large_fleet() {
     let Some(server) = server().await else { return };
     let url = server.database().await;
     let store = store(url.clone()).await;
-    fill(&url, 100_000).await;
+    // The goals are for 100,000; that takes a minute.
+    let agents = std::env::var("MUSTER_TEST_AGENTS").map_or(5_000, |agents| agents.parse().unwrap());
+    fill(&url, agents).await;
+    println!("of {agents} agents, pages of 50:");
     for text in [
         "",
         "host.name=host-777",
@@ -194,5 +196,7 @@ async fn pages_of_a_hundred_thousand_agents() {
     let ids = ["host-name", "01890a5d-ac96-774b-bcce-b302099a8057"].map(str::to_owned);
     let by_id = AgentSelector::new("rack=rack-77".parse().unwrap(), ids).unwrap();
     println!("{:50} {}", "rack=rack-77 or two ids", percentiles(pages(&store, &by_id, 100).await.1));
-    println!("{}", Postgres::psql(&url, "SELECT relname, pg_size_pretty(pg_total_relation_size(oid)) FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY pg_total_relation_size(oid) DESC LIMIT 4").await);
+    let sizes = "SELECT relname, pg_size_pretty(pg_total_relation_size(oid)) FROM pg_class WHERE relkind = 'r' \
+                 AND relnamespace = 'public'::regnamespace ORDER BY pg_total_relation_size(oid) DESC LIMIT 3";
+    println!("{}", Postgres::psql(&url, sizes).await);
 }

@@ -45,9 +45,9 @@ async fn a_restart_is_survived() {
     let mut row = store.commit(commit(partition, row, agent(1))).await.unwrap();
     for crash in [true, false] {
         if crash {
-            server.kill9().await
+            server.kill9().await;
         } else {
-            server.terminate().await
+            server.terminate().await;
         }
         for _ in 0..3 {
             let began = Instant::now();

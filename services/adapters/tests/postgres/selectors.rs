@@ -67,9 +67,7 @@ fn attribute() -> impl Strategy<Value = (String, Value)> {
 }
 
 fn attributes() -> impl Strategy<Value = Attributes> {
-    prop::collection::btree_map(asked_key(), Just(Value::Null), 0..1)
-        .prop_flat_map(|_| prop::collection::vec(attribute(), 0..6))
-        .prop_map(|pairs| pairs.into_iter().collect())
+    prop::collection::vec(attribute(), 0..6).prop_map(|pairs| pairs.into_iter().collect())
 }
 
 fn description() -> impl Strategy<Value = Option<Description>> {

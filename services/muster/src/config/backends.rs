@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::kinds::{Secret, choice, duration, list, one_of, secret, text, whole};
+use super::kinds::{Secret, bytes, choice, duration, list, one_of, secret, text, whole};
 use super::reader::{key, nested, optional, section};
 
 choice! {
@@ -52,6 +52,8 @@ section! {
         url: Option<Secret> = optional(secret());
         /// Copies that NATS keeps of each report: 1, 3 or 5. Three survive the loss of a server.
         replicas: usize = key(whole(1), 3);
+        /// Most bytes of reports that may wait to be folded. NATS sets them aside on each server's disk.
+        max_bytes: usize = key(bytes(), 8 << 30);
     }
 }
 

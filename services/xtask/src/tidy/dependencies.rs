@@ -45,6 +45,7 @@ const RULES: &[Rule] = &[
     any("muster-loadtest", &[ADAPTERS, ROLES]),
     any("muster-swarm", &[ADAPTERS, ROLES]),
     any("muster-cluster", &[ADAPTERS, ROLES]),
+    any("muster-cluster", &[ADAPTERS, ROLES]),
     any("xtask", &[ADAPTERS, ROLES]),
 ];
 
