@@ -35,7 +35,8 @@ pub(super) fn filter(text: &str) -> Result<EnvFilter, InvalidLevel> {
         }
     }
     let directives = match text.trim().parse::<LevelFilter>() {
-        Ok(level) if level > LevelFilter::INFO => format!("info,muster={level}"),
+        // These tell of each event what our adapters tell once a minute.
+        Ok(level) if level >= LevelFilter::INFO => format!("info,async_nats=warn,sqlx=error,muster={level}"),
         _ => text.to_owned(),
     };
     EnvFilter::try_new(directives).map_err(|error| InvalidLevel::Filter(text.to_owned(), error))
@@ -102,9 +103,9 @@ mod tests {
         for (text, filter_text) in [
             ("off", "off"),
             ("warn", "warn"),
-            ("info", "info"),
-            ("debug", "muster=debug,info"),
-            (" TRACE", "muster=trace,info"),
+            ("info", "async_nats=warn,muster=info,sqlx=error,info"),
+            ("debug", "async_nats=warn,muster=debug,sqlx=error,info"),
+            (" TRACE", "async_nats=warn,muster=trace,sqlx=error,info"),
             ("debug,muster_api=off", "muster_api=off,debug"),
         ] {
             assert_eq!(filter(text).unwrap().to_string(), filter_text, "{text}");
