@@ -152,7 +152,7 @@ pub(crate) async fn converged(
         let count = listed.values().filter(|agent| !agent.connected).count();
         return Err(format!("the API shows {count} agents as not connected, such as {uid}: {agent:?}"));
     }
-    let mut changing = None;
+    let mut changed: Option<String> = None;
     for agent in &agents {
         let Some(stored) = listed.get(&agent.uid) else {
             return Err(format!("the API does not list {}", agent.uid));
@@ -166,21 +166,23 @@ pub(crate) async fn converged(
                 agent.uid, agent.config_hash
             ));
         }
-        if stored.desired.as_deref() != Some(&desired.steady) {
-            changing = stored.desired.clone();
+        let hash = stored.desired.as_deref().unwrap_or_default();
+        if desired.old.iter().any(|old| old == hash) {
+            return Err(format!("the agent {} still runs the config before, {hash}", agent.uid));
+        }
+        let is_steady = desired.steady.as_deref() == Some(hash);
+        if desired.steady.is_some() && !is_steady && *changed.get_or_insert_with(|| hash.to_owned()) != hash {
+            return Err(format!("the agent {} runs {hash}, others {changed:?}", agent.uid));
         }
     }
-    match changing {
-        Some(hash) if desired.old.contains(&hash) => Err(format!("agents still run the old config {hash}")),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// What agents shall run.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Desired {
-    /// Those whose config does not change.
-    pub(crate) steady: String,
+    /// Those whose config does not change; nothing while that is not known yet.
+    pub(crate) steady: Option<String>,
     /// What the others ran before, and shall not any more.
     pub(crate) old: Vec<String>,
 }

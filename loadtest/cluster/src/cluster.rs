@@ -43,7 +43,7 @@ impl ClusterOptions {
 #[derive(Debug)]
 pub enum NatsServers {
     /// One, in no cluster.
-    One(Nats),
+    One(Box<Nats>),
     /// Several, that keep copies of what the others have.
     Many(NatsCluster),
 }
@@ -60,7 +60,7 @@ impl NatsServers {
     /// Every server.
     pub fn servers(&self) -> &[Nats] {
         match self {
-            Self::One(nats) => std::slice::from_ref(nats),
+            Self::One(nats) => std::slice::from_ref(nats.as_ref()),
             Self::Many(cluster) => cluster.servers(),
         }
     }
@@ -112,7 +112,7 @@ impl Cluster {
         };
         std::fs::create_dir_all(&logs).with_context(|| format!("{} cannot be made", logs.display()))?;
         let nats = match options.nats {
-            1 => NatsServers::One(Nats::start().await),
+            1 => NatsServers::One(Box::new(Nats::start().await)),
             3 | 5 => NatsServers::Many(NatsCluster::start(options.nats).await),
             other => bail!("NATS runs with 1, 3 or 5 servers, not {other}"),
         };

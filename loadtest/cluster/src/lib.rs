@@ -5,6 +5,8 @@
 //! 127.0.0.1, with a small TCP balancer in front of the gateways. [`faults`] breaks a part of it under
 //! load and compares what agents saw with what the store says; [`bench`] measures it.
 
+#![expect(clippy::panic, reason = "for tests and measurements, which end with its panics")]
+
 pub mod bench;
 mod check;
 mod cluster;

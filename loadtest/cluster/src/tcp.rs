@@ -49,13 +49,10 @@ impl Drop for Balancer {
 async fn serve(listener: TcpListener, servers: Arc<Vec<SocketAddr>>) {
     let next = Arc::new(AtomicUsize::new(0));
     loop {
-        let client = match listener.accept().await {
-            Ok((client, _)) => client,
+        let Ok((client, _)) = listener.accept().await else {
             // Out of descriptors, say: whoever waits is served when there are some again.
-            Err(_) => {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                continue;
-            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
         };
         let (servers, next) = (Arc::clone(&servers), Arc::clone(&next));
         tokio::spawn(async move {

@@ -1,6 +1,8 @@
 //! A small cluster of real processes loses a gateway, then a control, under load: everything converges,
 //! nothing answered is lost, and nobody gets a config twice.
 
+#![expect(clippy::expect_used, reason = "a test ends with its panics")]
+
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -25,10 +27,12 @@ fn program() -> PathBuf {
     let output = build.output().expect("cargo runs");
     assert!(output.status.success(), "cargo build -p muster failed");
     let messages = String::from_utf8_lossy(&output.stdout).into_owned();
-    let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let programs = messages.filter(|message| message["target"]["name"] == "muster");
-    let built = programs.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).last();
-    built.expect("cargo says where the program is")
+    let executable = |line: &str| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let is_it = message["target"]["name"] == "muster";
+        message["executable"].as_str().filter(|_| is_it).map(PathBuf::from)
+    };
+    messages.lines().find_map(executable).expect("cargo says where the program is")
 }
 
 #[tokio::test(flavor = "multi_thread")]

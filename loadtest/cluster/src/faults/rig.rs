@@ -93,7 +93,7 @@ impl Rig {
         let mut rig = Self { fleet, reporters, cluster, apis, serial: 1, desired: Desired::default() };
         let settled =
             rig.settle(FIRST).await.map_err(|reason| anyhow!("the agents do not settle: {reason}"))?;
-        rig.desired.steady = rig.steady().await?;
+        rig.desired.steady = Some(rig.steady().await?);
         println!("{agents} agents run their first config {:.1} s after their start", settled.as_secs_f64());
         Ok(rig)
     }
@@ -132,7 +132,7 @@ impl Rig {
         let mut report = Report::default();
         let before = self.before().await;
         // From now on whoever runs one of these and is to change is behind.
-        let ran = before.stats.running.keys().filter(|hash| **hash != self.desired.steady);
+        let ran = before.stats.running.keys().filter(|hash| Some(*hash) != self.desired.steady.as_ref());
         self.desired.old = ran.cloned().collect();
         let watch = Watch::start(self.apis.clone());
 
