@@ -45,6 +45,9 @@ enum Command {
         /// Only the cases that take little time.
         #[arg(long)]
         quick: bool,
+        /// Where the logs go; by default a temporary directory, which stays after a failure.
+        #[arg(long)]
+        logs: Option<PathBuf>,
     },
     /// Measure memory, processor time and fan-out beside the goals.
     Bench(BenchArgs),
@@ -109,8 +112,8 @@ async fn main() -> anyhow::Result<ExitCode> {
             status::run(&topology.options(logs)?, agents).await?;
             true
         }
-        Command::Faults { topology, agents, reporters, only, quick } => {
-            let cluster = topology.options(None)?;
+        Command::Faults { topology, agents, reporters, only, quick, logs } => {
+            let cluster = topology.options(logs)?;
             faults::run(&FaultOptions { cluster, agents, reporters, only, quick }).await?
         }
         Command::Bench(args) => {

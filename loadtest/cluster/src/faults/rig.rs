@@ -155,7 +155,7 @@ impl Rig {
         match self.settle(case.bound).await {
             Ok(_) => report.settled = Some(ended.elapsed()),
             Err(reason) => {
-                report.problems.push(format!("P3 P6: not settled within {:?}: {reason}", case.bound))
+                report.problems.push(format!("P3 P6: not settled within {:?}: {reason}", case.bound));
             }
         }
         self.reporters.hold_all();
