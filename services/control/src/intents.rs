@@ -19,14 +19,27 @@ use crate::Shared;
 pub(crate) type Planners = BTreeMap<Tenant, Arc<Planner>>;
 
 /// The intent of all tenants, as last read.
-#[derive(Default)]
 pub(crate) struct Intents {
     planners: ArcSwap<Planners>,
     /// One refresh at a time.
     refreshing: Mutex<()>,
+    /// Says that the planners have changed, whoever noticed first.
+    changed: watch::Sender<()>,
+}
+
+impl Default for Intents {
+    fn default() -> Self {
+        let (changed, _) = watch::channel(());
+        Self { planners: ArcSwap::default(), refreshing: Mutex::default(), changed }
+    }
 }
 
 impl Intents {
+    /// Wakes on every change of the planners.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
     /// The planners of all tenants that have any intent.
     pub(crate) fn planners(&self) -> Arc<Planners> {
         self.planners.load_full()
@@ -38,8 +51,8 @@ impl Intents {
         planners.get(tenant).cloned().unwrap_or_else(|| Arc::new(Planner::new(&Intent::default())))
     }
 
-    /// Reads the intents that changed. Returns whether any did.
-    pub(crate) async fn refresh(&self, shared: &Shared) -> Result<bool, EngineError> {
+    /// Reads the intents that changed, and tells every worker if any did.
+    pub(crate) async fn refresh(&self, shared: &Shared) -> Result<(), EngineError> {
         let _one = self.refreshing.lock().await;
         let revisions = shared.engines.intent.revisions().await?;
         let mut planners = Planners::clone(&self.planners.load());
@@ -55,33 +68,24 @@ impl Intents {
             let intent = shared.engines.intent.intent(tenant).await?;
             planners.insert((*tenant).clone(), Arc::new(Planner::new(&intent)));
         }
-        if changed.is_empty() {
-            return Ok(false);
+        if !changed.is_empty() {
+            self.planners.store(Arc::new(planners));
+            self.changed.send_replace(());
         }
-        self.planners.store(Arc::new(planners));
-        Ok(true)
+        Ok(())
     }
 }
 
-/// Looks at intent on every wake-up and from time to time, and tells the workers of changes.
-pub(crate) async fn watch(
-    shared: Arc<Shared>,
-    mut wake: Box<dyn Subscription>,
-    changed: watch::Sender<()>,
-    stop: CancellationToken,
-) {
+/// Looks at intent on every wake-up and from time to time.
+pub(crate) async fn watch(shared: Arc<Shared>, mut wake: Box<dyn Subscription>, stop: CancellationToken) {
     loop {
         tokio::select! {
             received = wake.next() => if received.is_none() { return },
             () = tokio::time::sleep(shared.settings.poll_every) => {}
             () = stop.cancelled() => return,
         }
-        match shared.intents.refresh(&shared).await {
-            Ok(true) => {
-                changed.send_replace(());
-            }
-            Ok(false) => {}
-            Err(error) => warn!(%error, "intent could not be read; it is read again"),
+        if let Err(error) = shared.intents.refresh(&shared).await {
+            warn!(%error, "intent could not be read; it is read again");
         }
     }
 }

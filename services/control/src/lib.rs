@@ -19,7 +19,6 @@ use muster_ports::kv::KeyValue;
 use muster_ports::log::Log;
 use muster_ports::store::{FoldStore, IntentStore};
 use muster_ports::{Clock, EngineError};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
@@ -103,10 +102,9 @@ pub async fn run(
     let requests = shared.engines.bus.subscribe(&Subject::Control(cell.clone())).await?;
     shared.intents.refresh(&shared).await?;
 
-    let (changed, _) = watch::channel(());
     let tasks = TaskTracker::new();
-    tasks.spawn(members::run(Arc::clone(&shared), changed.clone(), stop.clone()));
-    tasks.spawn(intents::watch(Arc::clone(&shared), wake, changed, stop.clone()));
+    tasks.spawn(members::run(Arc::clone(&shared), stop.clone()));
+    tasks.spawn(intents::watch(Arc::clone(&shared), wake, stop.clone()));
     tasks.spawn(requests::serve(Arc::clone(&shared), requests, stop.clone()));
     info!(%cell, control = %shared.settings.id, "control is running");
     tasks.close();

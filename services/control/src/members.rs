@@ -12,7 +12,6 @@ use muster_domain::ids::Partition;
 use muster_domain::membership::owner;
 use muster_ports::EngineError;
 use muster_ports::kv::{Precondition, PutError};
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -30,13 +29,12 @@ const DEADLINE: Duration = Duration::from_secs(2);
 /// The workers of this control.
 struct Workers {
     shared: Arc<Shared>,
-    changed: watch::Sender<()>,
     running: BTreeMap<Partition, (CancellationToken, JoinHandle<()>)>,
 }
 
 /// Announces this control and works on its share of the partitions until `stop`.
-pub(crate) async fn run(shared: Arc<Shared>, changed: watch::Sender<()>, stop: CancellationToken) {
-    let mut workers = Workers { shared: Arc::clone(&shared), changed, running: BTreeMap::new() };
+pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut workers = Workers { shared: Arc::clone(&shared), running: BTreeMap::new() };
     let mut ticks = tokio::time::interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut renewed: Option<Instant> = None;
@@ -117,8 +115,12 @@ impl Workers {
         }
         for partition in gained {
             let stop = CancellationToken::new();
-            let work =
-                worker::run(Arc::clone(&self.shared), partition, self.changed.subscribe(), stop.clone());
+            let work = worker::run(
+                Arc::clone(&self.shared),
+                partition,
+                self.shared.intents.subscribe(),
+                stop.clone(),
+            );
             self.running.insert(partition, (stop, tokio::spawn(work)));
         }
         self.shared.metrics.partitions.set(i64::try_from(self.running.len()).unwrap_or(i64::MAX));

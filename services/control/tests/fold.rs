@@ -130,7 +130,9 @@ impl Cluster {
         self.registry = Registry::new();
         let metrics = Metrics::register(&self.registry).unwrap();
         // Small batches: two controls meet often.
-        let settings = Settings { max_batch: 3, ..Settings::new("default".parse().unwrap(), "control") };
+        let poll_every = Duration::from_secs(3600);
+        let settings =
+            Settings { max_batch: 3, poll_every, ..Settings::new("default".parse().unwrap(), "control") };
         let stop = self.stop.clone();
         self.controls.push(tokio::spawn(async move { run(settings, engines, metrics, stop).await.unwrap() }));
     }
@@ -208,12 +210,17 @@ impl Cluster {
     }
 
     async fn apply(&self, text: &str) {
+        self.apply_unheard(text).await;
+        self.bus.publish(&Subject::Wake("default".parse().unwrap()), Default::default()).await.unwrap();
+    }
+
+    /// Applies manifests, and the wake-up is lost.
+    async fn apply_unheard(&self, text: &str) {
         let tenant = "default".parse().unwrap();
         let documents = manifest::parse(text).unwrap();
         let intent = self.store.intent(&tenant).await.unwrap();
         let change = plan(&intent, &documents, Timestamp(1), Uuid::now_v7).unwrap();
         self.store.change(&tenant, &change).await.unwrap();
-        self.bus.publish(&Subject::Wake("default".parse().unwrap()), Default::default()).await.unwrap();
     }
 }
 
@@ -378,4 +385,31 @@ async fn a_report_that_the_store_refuses_is_found_and_the_others_are_folded() {
     cluster.agents_at(&bad, 2).await;
     cluster.stop().await;
     assert_eq!(cluster.metric("muster_control_quarantined_entries_total"), 1.0);
+}
+
+#[tokio::test]
+async fn a_change_that_one_partition_stumbles_upon_reaches_all() {
+    let mut cluster = Cluster::new();
+    let gateway = Subject::Deliveries("default".parse().unwrap(), "gw".parse().unwrap());
+    let mut deliveries = cluster.bus.subscribe(&gateway).await.unwrap();
+    cluster.start_control();
+    let keys: Vec<_> = (0..40).map(key).collect();
+    for key in &keys {
+        cluster.report(key, 0).await;
+    }
+    cluster.agents_at(&keys, 0).await;
+    // Control knows a first intent, of which nobody is to have anything.
+    cluster.apply(&MANIFESTS.replace("team: blue", "team: red")).await;
+    cluster.report(&keys[0], 1).await;
+    cluster.agents_at(&keys[..1], 1).await;
+    cluster.apply_unheard(MANIFESTS).await;
+    cluster.report(&keys[0], 2).await;
+    let mut offered = std::collections::BTreeSet::new();
+    while offered.len() < keys.len() {
+        let received = tokio::time::timeout(SOON, deliveries.next()).await.unwrap().unwrap();
+        if let Some(Action::RemoteConfig(offer)) = Delivery::decode(received.payload).unwrap().action {
+            offered.extend(offer.targets.into_iter().map(|target| target.instance_uid));
+        }
+    }
+    cluster.stop().await;
 }

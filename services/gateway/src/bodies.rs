@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use moka::future::Cache;
 use muster_domain::ids::{Digest, Tenant};
 use muster_ports::bus::Subject;
@@ -16,8 +17,9 @@ use crate::Shared;
 
 /// Bodies kept, in bytes.
 const CAPACITY: u64 = 256 << 20;
-/// Longest wait for control.
-const DEADLINE: Duration = Duration::from_secs(2);
+/// Longest wait for one control's answer, and how many are asked.
+const DEADLINE: Duration = Duration::from_secs(1);
+const ATTEMPTS: usize = 4;
 
 /// The bodies that this gateway has.
 pub(crate) struct Bodies {
@@ -56,12 +58,15 @@ async fn fetch(shared: &Shared, tenant: &Tenant, digest: Digest) -> Result<Arc<C
         request: Some(control_request::Request::GetBody(GetBody { body_digest: digest.0.to_vec().into() })),
     };
     let subject = Subject::Control(shared.settings.cell.clone());
-    let answer = shared
-        .engines
-        .bus
-        .request(&subject, request.encode_to_vec().into(), DEADLINE)
-        .await
-        .map_err(|error| error.to_string())?;
+    let payload = Bytes::from(request.encode_to_vec());
+    // The first control that is asked may be halted; another one answers.
+    let mut answer = shared.engines.bus.request(&subject, payload.clone(), DEADLINE).await;
+    for _ in 1..ATTEMPTS {
+        if answer.is_err() {
+            answer = shared.engines.bus.request(&subject, payload.clone(), DEADLINE).await;
+        }
+    }
+    let answer = answer.map_err(|error| error.to_string())?;
     match ControlReply::decode(answer).map_err(|error| error.to_string())?.reply {
         Some(control_reply::Reply::Body(body)) => Ok(Arc::new(body)),
         Some(control_reply::Reply::Error(error)) => Err(error),
