@@ -208,6 +208,9 @@ impl IntentStore for MemoryStore {
             intent.assignments.insert(assignment.name.clone(), assignment.clone());
         }
         intent.revision.0 += 1;
+        for assignment in &change.floors {
+            intent.floors.insert(assignment.clone(), intent.revision);
+        }
         Ok(intent.revision)
     }
 

@@ -2,18 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use muster_domain::desired::Planner;
 use muster_domain::ids::{IntentRevision, Tenant};
 use muster_domain::intent::Intent;
 use muster_ports::EngineError;
-use muster_ports::bus::Subscription;
+use muster_ports::bus::{Subject, Subscription};
+use muster_ports::floors::{self, Floors};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::Shared;
+
+/// Longest wait for floors to be raised before new intent takes effect all the same.
+const FLOORS_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Planners by tenant.
 pub(crate) type Planners = BTreeMap<Tenant, Arc<Planner>>;
@@ -22,9 +28,18 @@ pub(crate) type Planners = BTreeMap<Tenant, Arc<Planner>>;
 pub(crate) struct Intents {
     planners: ArcSwap<Planners>,
     /// One refresh at a time.
-    refreshing: Mutex<()>,
+    refreshing: Mutex<Raised>,
     /// Says that the planners have changed, whoever noticed first.
     changed: watch::Sender<()>,
+}
+
+/// Floors as this control knows them.
+#[derive(Default)]
+struct Raised {
+    /// Those of the intents that were read.
+    wanted: Floors,
+    /// Those that are in the bucket.
+    written: Floors,
 }
 
 impl Default for Intents {
@@ -53,7 +68,7 @@ impl Intents {
 
     /// Reads the intents that changed, and tells every worker if any did.
     pub(crate) async fn refresh(&self, shared: &Shared) -> Result<(), EngineError> {
-        let _one = self.refreshing.lock().await;
+        let mut raised = self.refreshing.lock().await;
         let revisions = shared.engines.intent.revisions().await?;
         let mut planners = Planners::clone(&self.planners.load());
         let is_new = |tenant: &Tenant, revision: &IntentRevision| {
@@ -66,13 +81,40 @@ impl Intents {
             .collect();
         for tenant in &changed {
             let intent = shared.engines.intent.intent(tenant).await?;
+            raised.wanted.raise(tenant, &intent.floors);
             planners.insert((*tenant).clone(), Arc::new(Planner::new(&intent)));
         }
+        // Before anything is decided on the new intent: what the old one gave goes no further.
+        raised.raise(shared).await;
         if !changed.is_empty() {
             self.planners.store(Arc::new(planners));
             self.changed.send_replace(());
         }
         Ok(())
+    }
+}
+
+impl Raised {
+    /// Raises the floors that gateways keep to. Those that could not be raised now are at the next look.
+    async fn raise(&mut self, shared: &Shared) {
+        let (bucket, cell) = (shared.engines.values.as_ref(), &shared.settings.cell);
+        let work = floors::raise(bucket, cell, &self.wanted, &mut self.written);
+        match tokio::time::timeout(FLOORS_DEADLINE, work).await {
+            Ok(Ok(false)) => {}
+            Ok(Ok(true)) => {
+                if let Err(error) =
+                    shared.engines.bus.publish(&Subject::Floors(cell.clone()), Bytes::new()).await
+                {
+                    warn!(%error, "gateways were not told that floors have risen; they look by themselves");
+                }
+            }
+            Ok(Err(error)) => {
+                warn!(%error, "floors were not raised: gateways may still send superseded offers");
+            }
+            Err(_) => {
+                warn!("floors were not raised in time: gateways may still send superseded offers");
+            }
+        }
     }
 }
 

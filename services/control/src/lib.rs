@@ -70,6 +70,8 @@ pub struct Engines {
     /// Leases of gateways and controls: a bucket with a time to live of
     /// [`LEASE_TTL`](muster_ports::LEASE_TTL).
     pub leases: Arc<dyn KeyValue>,
+    /// Floors: a bucket without a time to live.
+    pub values: Arc<dyn KeyValue>,
     /// State of agents.
     pub fold: Arc<dyn FoldStore>,
     /// What operators want.

@@ -1,7 +1,7 @@
 //! Turns committed offers into deliveries: one for all sessions of a gateway that get the same
 //! compiled bodies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use muster_domain::desired::{DesiredConfig, DesiredFile};
@@ -37,7 +37,15 @@ pub(crate) struct Outgoing {
 }
 
 /// What all targets of a delivery have in common.
-type Group = (Tenant, GatewayId, IntentRevision, Vec<(String, String, Digest)>);
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Group {
+    tenant: Tenant,
+    gateway: GatewayId,
+    revision: IntentRevision,
+    /// Name, content type and body of each.
+    files: Vec<(String, String, Digest)>,
+    assignments: BTreeSet<String>,
+}
 
 /// Sends offers, those that answer traced reports as a part of their traces. One that is lost is sent
 /// again when its retry is due.
@@ -45,11 +53,16 @@ pub(crate) async fn send(shared: &Shared, outgoing: Vec<Outgoing>, folding: &Fol
     let mut groups: BTreeMap<Group, Vec<Outgoing>> = BTreeMap::new();
     for offer in outgoing {
         let file = |file: &DesiredFile| (file.name.clone(), file.content_type.clone(), file.digest);
-        let files = offer.config.files.iter().map(file).collect();
-        let group = (offer.key.tenant.clone(), offer.gateway.clone(), offer.revision, files);
+        let group = Group {
+            tenant: offer.key.tenant.clone(),
+            gateway: offer.gateway.clone(),
+            revision: offer.revision,
+            files: offer.config.files.iter().map(file).collect(),
+            assignments: offer.config.assignments.clone(),
+        };
         groups.entry(group).or_default().push(offer);
     }
-    for ((tenant, gateway, revision, files), targets) in groups {
+    for (Group { tenant, gateway, revision, files, assignments }, targets) in groups {
         let file = |(name, content_type, digest): &(String, String, Digest)| OfferedFile {
             name: name.clone(),
             content_type: content_type.clone(),
@@ -61,6 +74,7 @@ pub(crate) async fn send(shared: &Shared, outgoing: Vec<Outgoing>, folding: &Fol
                 intent_revision: revision.0,
                 files: files.clone(),
                 targets: chunk.iter().map(target).collect(),
+                assignments: assignments.iter().cloned().collect(),
             };
             let traceparent = folding.traceparent(chunk.iter().map(|offer| &offer.key));
             deliver(shared, &tenant, &gateway, traceparent, Action::RemoteConfig(offer)).await;

@@ -11,11 +11,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_domain::ids::{
-    AgentKey, GatewayId, IntentRevision, MessageId, Partition, SessionId, Tenant, Timestamp,
+    AgentKey, GatewayId, Incarnation, IntentRevision, MessageId, Partition, SessionId, Tenant, Timestamp,
 };
 use muster_ports::EngineError;
 use muster_ports::log::{LogEntry, Position};
 use muster_ports::store::{Commit, CommitError, PartitionRow, StoredAgent};
+use muster_proto::Message;
+use muster_proto::bus::GatewayLease;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -451,7 +453,8 @@ impl Worker<'_> {
         let leases = self.shared.engines.leases.list(&format!("gateways/{cell}/")).await?;
         let live: Vec<_> = leases
             .iter()
-            .filter_map(|(_, lease)| muster_domain::ids::Incarnation::try_from(lease.value.as_ref()).ok())
+            .filter_map(|(_, lease)| GatewayLease::decode(lease.value.clone()).ok())
+            .filter_map(|lease| Incarnation::try_from(lease.incarnation.as_ref()).ok())
             .collect();
         loop {
             let found = self.shared.engines.fold.orphans(&cell, self.partition, &live, PAGE).await?;

@@ -12,6 +12,7 @@ use muster_domain::ids::{AgentKey, Cell, Incarnation, InstanceUid, MessageId, Pa
 use muster_domain::intent::plan;
 use muster_domain::manifest;
 use muster_ports::bus::{Bus, Subject};
+use muster_ports::floors;
 use muster_ports::log::Log;
 use muster_ports::store::{
     AgentWrite, Commit, CommitError, FleetStore, FoldStore, IntentStore, PartitionRow, StoredAgent,
@@ -92,6 +93,7 @@ struct Cluster {
     log: Arc<MemoryLog>,
     bus: Arc<MemoryBus>,
     store: Arc<MemoryStore>,
+    values: Arc<MemoryKeyValue>,
     registry: Registry,
     stop: CancellationToken,
     controls: Vec<JoinHandle<()>>,
@@ -103,6 +105,7 @@ impl Cluster {
             log: Arc::new(MemoryLog::default()),
             bus: Arc::new(MemoryBus::default()),
             store: Arc::new(MemoryStore::default()),
+            values: Arc::new(MemoryKeyValue::new(None)),
             registry: Registry::new(),
             stop: CancellationToken::new(),
             controls: Vec::new(),
@@ -123,6 +126,7 @@ impl Cluster {
             log: self.log.clone(),
             bus: self.bus.clone(),
             leases,
+            values: self.values.clone(),
             fold,
             intent: self.store.clone(),
             clock: Arc::new(move || Timestamp(clock.fetch_add(1, Ordering::Relaxed))),
@@ -411,5 +415,32 @@ async fn a_change_that_one_partition_stumbles_upon_reaches_all() {
             offered.extend(offer.targets.into_iter().map(|target| target.instance_uid));
         }
     }
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn floors_rise_before_the_offers_of_a_changed_assignment() {
+    let mut cluster = Cluster::new();
+    cluster.apply(MANIFESTS).await;
+    let gateway = Subject::Deliveries("default".parse().unwrap(), "gw".parse().unwrap());
+    let mut deliveries = cluster.bus.subscribe(&gateway).await.unwrap();
+    let mut risen = cluster.bus.subscribe(&Subject::Floors("default".parse().unwrap())).await.unwrap();
+    cluster.start_control();
+    let key = key(1);
+    cluster.report(&key, 0).await;
+    let floors = async || floors::load(cluster.values.as_ref(), &"default".parse().unwrap()).await.unwrap();
+    let floor = async || floors().await.map(|floors| floors.of(&key.tenant, "blue").0);
+    tokio::time::timeout(SOON, risen.next()).await.unwrap().unwrap();
+    assert_eq!(floor().await, Some(0), "the bucket is loaded, and nothing was superseded yet");
+
+    tokio::time::timeout(SOON, deliveries.next()).await.unwrap().unwrap();
+    cluster.apply(&MANIFESTS.replace("{a: 1}", "{a: 2}")).await;
+    let delivery = tokio::time::timeout(SOON, deliveries.next()).await.unwrap().unwrap();
+    let Some(Action::RemoteConfig(offer)) = Delivery::decode(delivery.payload).unwrap().action else {
+        panic!()
+    };
+    assert_eq!((offer.intent_revision, offer.assignments), (2, vec!["blue".to_owned()]));
+    assert_eq!(floor().await, Some(2));
+    tokio::time::timeout(SOON, risen.next()).await.unwrap().unwrap();
     cluster.stop().await;
 }

@@ -1,7 +1,7 @@
 //! What config an agent should run, and the hash that names it.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::agent::Agent;
 use crate::ids::{ConfigHash, Digest, IntentRevision};
@@ -26,6 +26,8 @@ pub struct DesiredConfig {
     pub hash: ConfigHash,
     /// Its files, by name.
     pub files: Vec<DesiredFile>,
+    /// Names of the assignments that gave the files.
+    pub assignments: BTreeSet<String>,
 }
 
 /// One file of a [`DesiredConfig`].
@@ -134,6 +136,7 @@ impl Planner {
         }
         let mut parts = vec![Cow::Borrowed(b"muster-config-v1".as_slice())];
         let mut desired = Vec::with_capacity(files.len());
+        let assignments = files.values().map(|(_, assignment)| assignment.name.clone()).collect();
         for (file, assignment) in files.into_values() {
             parts.push(Cow::Borrowed(file.name.as_bytes()));
             parts.push(Cow::Borrowed(file.content_type.as_bytes()));
@@ -163,7 +166,7 @@ impl Planner {
             });
         }
         let hash = Digest::of_parts(parts.iter().map(AsRef::as_ref)).into();
-        Desired::Config(DesiredConfig { hash, files: desired })
+        Desired::Config(DesiredConfig { hash, files: desired, assignments })
     }
 }
 

@@ -1,7 +1,7 @@
 //! What operators want of a tenant's fleet: templates, assignments, labels; and what a set of
 //! manifests would change of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -20,6 +20,9 @@ pub struct Intent {
     pub templates: BTreeMap<String, Vec<TemplateRevision>>,
     /// Assignments by name.
     pub assignments: BTreeMap<String, Assignment>,
+    /// The revision below which nothing that an assignment gave may be offered any more, by its name.
+    /// A floor outlives its assignment.
+    pub floors: BTreeMap<String, IntentRevision>,
 }
 
 /// An immutable version of a config template.
@@ -110,6 +113,8 @@ pub struct IntentChange {
     pub templates: Vec<TemplateRevision>,
     /// New and changed assignments.
     pub assignments: Vec<Assignment>,
+    /// Assignments whose floor rises to the new revision: what they gave before is superseded.
+    pub floors: BTreeSet<String>,
     /// What happens to each manifest's object, in the order of the manifests.
     pub outcomes: Vec<Outcome>,
 }
@@ -158,10 +163,21 @@ pub fn plan(
             }
         }
     }
+    change.floors = superseded(intent, &change);
     if errors.is_empty() {
         errors.extend(broken_followers(&after, &change, documents));
     }
     if errors.is_empty() { Ok(change) } else { Err(errors) }
+}
+
+/// The stored assignments that give something else after a change.
+fn superseded(before: &Intent, change: &IntentChange) -> BTreeSet<String> {
+    let is_changed = |assignment: &&Assignment| {
+        let follows = assignment.version.is_none()
+            && change.templates.iter().any(|template| template.name == assignment.template);
+        follows || change.assignments.iter().any(|changed| changed.name == assignment.name)
+    };
+    before.assignments.values().filter(is_changed).map(|assignment| assignment.name.clone()).collect()
 }
 
 fn plan_template(
@@ -384,6 +400,24 @@ spec: {template: {name: base}, values: {size: 3}, selector: {}}
         assert_eq!(try_apply(&mut intent, &changed, 3), Ok(vec![Action::Configured]));
         let all = &intent.assignments["all"];
         assert_eq!((all.created_at, all.updated_at), (Timestamp(1), Timestamp(3)));
+    }
+
+    #[test]
+    fn what_an_assignment_gave_before_is_superseded() {
+        let mut intent = Intent::default();
+        let mut floors = |text: &str| {
+            let documents = manifest::parse(text).unwrap();
+            let change = plan(&intent, &documents, Timestamp(1), Uuid::nil).unwrap();
+            let floors = change.floors.iter().cloned().collect::<Vec<_>>();
+            try_apply(&mut intent, text, 1).unwrap();
+            floors
+        };
+        let pinned = ASSIGNMENT.replace("{name: base}", "{name: base, version: v1}").replace("all", "pinned");
+        assert_eq!(floors(&format!("{TEMPLATE}{ASSIGNMENT}{pinned}")), [""; 0], "nothing was there before");
+        assert_eq!(floors(ASSIGNMENT), [""; 0], "nothing changes");
+        assert_eq!(floors(&pinned.replace("size: 3", "size: 4")), ["pinned"]);
+        let newer = TEMPLATE.replace("version: v1", "version: v2").replace("{size:", "{width:");
+        assert_eq!(floors(&newer), ["all"], "it follows the template");
     }
 
     #[test]

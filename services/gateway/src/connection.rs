@@ -221,9 +221,13 @@ impl Serving {
     }
 
     async fn offer(&mut self, uid: InstanceUid, offer: Offer) -> Result<(), End> {
-        // Only the current session of an agent is sent offers.
-        if self.machine.session(uid) != Some(offer.session) {
-            self.shared.metrics.offers.with_label_values(&["session_gone"]).inc();
+        if let Some(refusal) = self.shared.fence.refusal(&self.shared, &self.tenant, &offer) {
+            debug!(tenant = %self.tenant, agent_id = %uid, config_hash = %offer.hash, ?refusal, "an offer is not sent");
+            self.shared.metrics.offers.with_label_values(&[refusal.name()]).inc();
+            return Ok(());
+        }
+        if let Err(why) = self.machine.offer(uid, offer.session, offer.revision) {
+            self.shared.metrics.offers.with_label_values(&[why.name()]).inc();
             return Ok(());
         }
         let head = offer_head(uid, offer.remote_config.len());

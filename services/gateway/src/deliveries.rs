@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use muster_domain::agent::EndReason;
-use muster_domain::ids::{AgentKey, ConfigHash, Digest, InstanceUid, SessionId, Tenant};
+use muster_domain::ids::{AgentKey, ConfigHash, Digest, InstanceUid, IntentRevision, SessionId, Tenant};
 use muster_ports::bus::Subscription;
 use muster_proto::Message;
 use muster_proto::bus::delivery::Action;
@@ -97,6 +97,7 @@ async fn offer_config(shared: &Shared, tenant: &Tenant, offer: RemoteConfigOffer
         bodies.push(body);
     }
     // Agents with one hash have the same inputs, so they share the bytes.
+    let assignments: Arc<[String]> = offer.assignments.iter().cloned().collect();
     let mut rendered: HashMap<ConfigHash, Bytes> = HashMap::new();
     for target in &offer.targets {
         let (key, session) = session_of(tenant, &target.instance_uid, &target.session_id)?;
@@ -119,7 +120,14 @@ async fn offer_config(shared: &Shared, tenant: &Tenant, offer: RemoteConfigOffer
                 }
             },
         };
-        let offer = Offer { session, revision: offer.intent_revision, hash, remote_config };
+        let offer = Offer {
+            session,
+            incarnation: shared.incarnation(),
+            revision: IntentRevision(offer.intent_revision),
+            assignments: Arc::clone(&assignments),
+            hash,
+            remote_config,
+        };
         mailbox.put(Order::Offer(key.uid, offer));
     }
     Ok(())

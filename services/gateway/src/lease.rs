@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use muster_ports::EngineError;
 use muster_ports::kv::{Precondition, PutError};
-use muster_ports::{EngineError, LEASE_TTL};
+use muster_proto::Message;
+use muster_proto::bus::GatewayLease;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -23,11 +25,17 @@ fn key(shared: &Shared) -> String {
     format!("gateways/{}/{}", shared.settings.cell, shared.settings.gateway)
 }
 
-/// Takes the lease for this life.
+/// Takes the lease for this life, and says to which floors this gateway keeps.
 pub(crate) async fn take(shared: &Shared) -> Result<(), EngineError> {
-    let value = Bytes::copy_from_slice(shared.incarnation().as_bytes());
+    let began = Instant::now();
+    let incarnation = Bytes::copy_from_slice(shared.incarnation().as_bytes());
+    let lease = GatewayLease { incarnation, floors: shared.fence.applied() };
+    let value = lease.encode_to_vec().into();
     match shared.engines.leases.put(&key(shared), value, Precondition::Any).await {
-        Ok(_) => Ok(()),
+        Ok(_) => {
+            shared.fence.renewed(began);
+            Ok(())
+        }
         Err(PutError::Engine(error)) => Err(error),
         Err(PutError::Conflict) => Err(EngineError::Unavailable {
             engine: "lease bucket",
@@ -41,26 +49,24 @@ pub(crate) async fn take(shared: &Shared) -> Result<(), EngineError> {
 pub(crate) async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(RENEW_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut renewed = Instant::now();
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
+            () = shared.fence.risen.notified() => {}
             () = stop.cancelled() => return,
         }
-        let lapsed = renewed.elapsed() >= LEASE_TTL;
+        let lapsed = !shared.fence.is_leased();
         if lapsed {
             shared.new_incarnation();
         }
         match tokio::time::timeout(RENEW_EVERY, take(&shared)).await {
             Ok(Ok(())) => {
-                renewed = Instant::now();
                 if lapsed {
                     warn!(event = "lease_lapsed", gateway = %shared.settings.gateway, incarnation = %shared.incarnation(), "the gateway's lease had lapsed: its sessions are claimed anew");
                     tokio::select! {
                         () = reclaim(&shared) => {}
                         () = stop.cancelled() => return,
                     }
-                    renewed = Instant::now();
                 }
             }
             Ok(Err(error)) => warn!(%error, "the gateway's lease was not renewed"),

@@ -6,6 +6,7 @@
 mod bodies;
 mod connection;
 mod deliveries;
+mod fence;
 mod lease;
 mod listener;
 mod mailbox;
@@ -84,6 +85,8 @@ pub struct Engines {
     pub bus: Arc<dyn Bus>,
     /// Gateway leases: a bucket with a time to live of [`LEASE_TTL`](muster_ports::LEASE_TTL).
     pub leases: Arc<dyn KeyValue>,
+    /// Floors: a bucket without a time to live.
+    pub values: Arc<dyn KeyValue>,
     /// The time.
     pub clock: Clock,
 }
@@ -97,6 +100,7 @@ struct Shared {
     registry: registry::Registry,
     settler: settler::Settler,
     bodies: bodies::Bodies,
+    fence: fence::Fence,
     connections: Arc<Semaphore>,
     /// Cancelled when connections are to close.
     closing: CancellationToken,
@@ -133,6 +137,7 @@ pub async fn run(
         registry: registry::Registry::default(),
         settler: settler::Settler::default(),
         bodies: bodies::Bodies::new(),
+        fence: fence::Fence::default(),
         closing: CancellationToken::new(),
         tracker: TaskTracker::new(),
         settings,
@@ -141,13 +146,15 @@ pub async fn run(
     });
     let deliveries =
         shared.engines.bus.subscribe(&Subject::Deliveries(cell.clone(), gateway.clone())).await?;
-    let requests = shared.engines.bus.subscribe(&Subject::Gateway(cell, gateway)).await?;
+    let requests = shared.engines.bus.subscribe(&Subject::Gateway(cell.clone(), gateway)).await?;
+    let floors = shared.engines.bus.subscribe(&Subject::Floors(cell)).await?;
     lease::take(&shared).await?;
 
     // What serves the connections outlives them, so it stops only when they are closed.
     let background = CancellationToken::new();
     let helpers = TaskTracker::new();
     helpers.spawn(lease::keep(Arc::clone(&shared), background.clone()));
+    helpers.spawn(fence::keep(Arc::clone(&shared), floors, background.clone()));
     helpers.spawn(deliveries::serve(Arc::clone(&shared), deliveries, background.clone()));
     helpers.spawn(requests::serve(Arc::clone(&shared), requests, background.clone()));
     helpers.spawn(settler::keep(Arc::clone(&shared), background.clone()));

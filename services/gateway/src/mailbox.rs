@@ -3,11 +3,11 @@
 //! Nothing here grows with time: a newer offer takes the place of an older one.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use muster_domain::agent::EndReason;
-use muster_domain::ids::{ConfigHash, InstanceUid, SessionId};
+use muster_domain::ids::{ConfigHash, Incarnation, InstanceUid, IntentRevision, SessionId};
 use tokio::sync::{Notify, oneshot};
 
 /// A remote config to be written to one agent.
@@ -15,8 +15,12 @@ use tokio::sync::{Notify, oneshot};
 pub(crate) struct Offer {
     /// The session that it is for.
     pub(crate) session: SessionId,
+    /// Life of the gateway in which the offer arrived.
+    pub(crate) incarnation: Incarnation,
     /// Intent revision: the higher one wins.
-    pub(crate) revision: u64,
+    pub(crate) revision: IntentRevision,
+    /// The assignments that give the config.
+    pub(crate) assignments: Arc<[String]>,
     /// Its hash.
     pub(crate) hash: ConfigHash,
     /// The encoded AgentRemoteConfig, shared between all agents that get the same bytes.
@@ -114,7 +118,15 @@ mod tests {
     fn offer(session: u128, revision: u64) -> Order {
         let hash = ConfigHash::new(&[1]).unwrap();
         let session = SessionId(Uuid::from_u128(session));
-        Order::Offer(InstanceUid(Uuid::nil()), Offer { session, revision, hash, remote_config: Bytes::new() })
+        let offer = Offer {
+            session,
+            incarnation: Incarnation(Uuid::nil()),
+            revision: IntentRevision(revision),
+            assignments: Arc::default(),
+            hash,
+            remote_config: Bytes::new(),
+        };
+        Order::Offer(InstanceUid(Uuid::nil()), offer)
     }
 
     #[tokio::test]
@@ -123,10 +135,10 @@ mod tests {
         mailbox.put(offer(1, 5));
         mailbox.put(offer(1, 4));
         let orders = mailbox.take().await;
-        assert!(matches!(&orders[..], [Order::Offer(_, offer)] if offer.revision == 5), "{orders:?}");
+        assert!(matches!(&orders[..], [Order::Offer(_, offer)] if offer.revision.0 == 5), "{orders:?}");
         mailbox.put(offer(1, 5));
         mailbox.put(offer(2, 4));
         let orders = mailbox.take().await;
-        assert!(matches!(&orders[..], [Order::Offer(_, offer)] if offer.revision == 4), "{orders:?}");
+        assert!(matches!(&orders[..], [Order::Offer(_, offer)] if offer.revision.0 == 4), "{orders:?}");
     }
 }

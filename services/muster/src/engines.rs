@@ -66,6 +66,8 @@ pub struct Engines {
     pub bus: Arc<dyn Bus>,
     /// Leases of gateways and controls.
     pub leases: Arc<dyn KeyValue>,
+    /// Floors.
+    pub values: Arc<dyn KeyValue>,
     /// Who holds which agent.
     pub ownership: Arc<dyn Ownership>,
     /// The truth; a process with only gateways has none.
@@ -118,13 +120,15 @@ pub async fn open(
     };
 
     let log_is_embedded = config.bus.kind == BusType::Memory;
-    let (log, bus, leases): (Arc<dyn Log>, Arc<dyn Bus>, Arc<dyn KeyValue>) = match config.bus.kind {
+    type Logging = (Arc<dyn Log>, Arc<dyn Bus>, Arc<dyn KeyValue>, Arc<dyn KeyValue>);
+    let (log, bus, leases, values): Logging = match config.bus.kind {
         BusType::Memory => {
             let payload_bytes = config.server.websocket.max_message_size + ENVELOPE_ROOM;
             (
                 Arc::new(MemoryLog::new(Limits { payload_bytes, total_bytes: LOG_CAPACITY })),
                 Arc::new(MemoryBus::default()),
                 Arc::new(MemoryKeyValue::new(Some(LEASE_TTL))),
+                Arc::new(MemoryKeyValue::new(None)),
             )
         }
         BusType::Nats => {
@@ -148,10 +152,10 @@ pub async fn open(
                 let nats = asked.clone();
                 async move { nats.flush().await }
             });
-            (Arc::new(nats.log()), Arc::new(nats.bus()), Arc::new(nats.leases()))
+            (Arc::new(nats.log()), Arc::new(nats.bus()), Arc::new(nats.leases()), Arc::new(nats.kv()))
         }
     };
-    Ok(Engines { log, bus, leases, ownership, store, log_is_embedded, readiness })
+    Ok(Engines { log, bus, leases, values, ownership, store, log_is_embedded, readiness })
 }
 
 /// Refuses roles apart from each other on engines that live in one process.

@@ -161,6 +161,7 @@ impl Server {
                 ownership: Arc::clone(&engines.ownership),
                 bus: Arc::clone(&engines.bus),
                 leases: Arc::clone(&engines.leases),
+                values: Arc::clone(&engines.values),
                 clock: clock.clone(),
             };
             let metrics = muster_gateway::Metrics::register(&registry, cell.as_str())?;
@@ -177,6 +178,7 @@ impl Server {
                 log: Arc::clone(&engines.log),
                 bus: Arc::clone(&engines.bus),
                 leases: Arc::clone(&engines.leases),
+                values: Arc::clone(&engines.values),
                 fold: as_fold(store),
                 intent: as_intent(store),
                 clock: clock.clone(),

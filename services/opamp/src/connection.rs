@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use muster_domain::agent::EndReason;
 use muster_domain::capabilities::AgentCapabilities;
-use muster_domain::ids::{Claim, InstanceUid, SessionId, Timestamp};
+use muster_domain::ids::{Claim, InstanceUid, IntentRevision, SessionId, Timestamp};
 use muster_domain::sequence::{Known, Step, Tracker};
 
 use crate::frame;
@@ -95,6 +95,25 @@ pub struct Claimed {
     pub previous: Option<SessionId>,
 }
 
+/// Why an offer may not be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stale {
+    /// It is for a session that does not speak for the agent (any more).
+    SessionGone,
+    /// The session was sent an offer of a later intent revision.
+    Superseded,
+}
+
+impl Stale {
+    /// As metrics name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SessionGone => "session_gone",
+            Self::Superseded => "superseded",
+        }
+    }
+}
+
 /// Something that could not be done now, and when the agent should try again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NotNow {
@@ -153,6 +172,8 @@ struct Active {
     announced: bool,
     /// The server's capabilities have been sent.
     introduced: bool,
+    /// The intent revision of the last offer.
+    offered: IntentRevision,
     /// What the log is taking, and the session that it is of.
     in_flight: Option<(SessionId, InFlight)>,
     /// The session is to end for this reason once the log has what is in flight.
@@ -226,6 +247,7 @@ impl Connection {
                     attempted: false,
                     announced: false,
                     introduced: false,
+                    offered: IntentRevision::default(),
                     in_flight: None,
                     ending: None,
                 }));
@@ -354,6 +376,27 @@ impl Connection {
         };
         active.tracker.asked(now);
         self.ask(uid);
+    }
+
+    /// Whether an offer that was decided at this intent revision may be sent to this session; if so it
+    /// counts as sent. Only the current session of an agent is sent offers, and none that is older
+    /// than the one before.
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub fn offer(
+        &mut self,
+        uid: InstanceUid,
+        session: SessionId,
+        revision: IntentRevision,
+    ) -> Result<(), Stale> {
+        let active = self.active(uid).filter(|active| active.claimed.session == session);
+        let active = active.ok_or(Stale::SessionGone)?;
+        if revision < active.offered {
+            return Err(Stale::Superseded);
+        }
+        active.offered = revision;
+        Ok(())
     }
 
     /// When [`Connection::timeout`] is due.

@@ -19,6 +19,8 @@ pub enum Subject {
     Control(Cell),
     /// Intent has changed: every control looks. Carries no data.
     Wake(Cell),
+    /// Floors have risen: every gateway looks. Carries no data.
+    Floors(Cell),
 }
 
 impl Subject {

@@ -5,6 +5,7 @@
 
 pub mod bus;
 pub mod contract;
+pub mod floors;
 pub mod kv;
 pub mod log;
 pub mod ownership;

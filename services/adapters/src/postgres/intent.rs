@@ -90,6 +90,15 @@ async fn read(connection: &mut PgConnection, tenant: &Tenant) -> Result<Intent, 
         let assignment = assignment(row, tenant)?;
         intent.assignments.insert(assignment.name.clone(), assignment);
     }
+    let floors = query("SELECT assignment, revision FROM floors WHERE tenant = $1")
+        .bind(tenant.as_str())
+        .fetch_all(&mut *transaction)
+        .await
+        .map_err(failed("floors"))?;
+    for row in &floors {
+        let reading = Reading::new(row, "floors");
+        intent.floors.insert(reading.get("assignment")?, IntentRevision(reading.unsigned("revision")?));
+    }
     transaction.commit().await.map_err(failed("intents"))?;
     Ok(intent)
 }
@@ -107,6 +116,7 @@ async fn write(
     insert_templates(&mut transaction, tenant, &change.templates).await?;
     write_assignments(&mut transaction, tenant, &change.assignments).await?;
     let revision = raise_revision(&mut transaction, tenant).await?;
+    raise_floors(&mut transaction, tenant, change, revision).await?;
     transaction.commit().await.map_err(failed("intents"))?;
     Ok(revision)
 }
@@ -150,6 +160,28 @@ async fn raise_revision(
     .await
     .map_err(failed("intents"))?;
     Ok(IntentRevision(Reading::new(&raised, "intents").unsigned("revision")?))
+}
+
+async fn raise_floors(
+    connection: &mut PgConnection,
+    tenant: &Tenant,
+    change: &IntentChange,
+    revision: IntentRevision,
+) -> Result<(), EngineError> {
+    if change.floors.is_empty() {
+        return Ok(());
+    }
+    query(
+        "INSERT INTO floors (tenant, assignment, revision) SELECT $1, name, $3 FROM unnest($2::text[]) AS name \
+         ON CONFLICT (tenant, assignment) DO UPDATE SET revision = excluded.revision",
+    )
+    .bind(tenant.as_str())
+    .bind(change.floors.iter().map(String::as_str).collect::<Vec<_>>())
+    .bind(signed(revision.0))
+    .execute(connection)
+    .await
+    .map_err(failed("floors"))?;
+    Ok(())
 }
 
 async fn insert_templates(

@@ -11,8 +11,10 @@ use super::{PostgresStore, connect, place};
 const PATIENCE: &str = "60000";
 
 /// Every version of the schema, in order: number, name, statements.
-const MIGRATIONS: [(i64, &str, &str); 1] =
-    [(1, "first", include_str!("../../migrations/postgres/0001_first.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (1, "first", include_str!("../../migrations/postgres/0001_first.sql")),
+    (2, "floors", include_str!("../../migrations/postgres/0002_floors.sql")),
+];
 
 impl PostgresStore {
     /// Brings the schema up to date; it is never taken back. Where several processes do so at once, one

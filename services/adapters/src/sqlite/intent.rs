@@ -69,6 +69,15 @@ impl IntentStore for SqliteStore {
             let assignment = assignment(row, tenant)?;
             intent.assignments.insert(assignment.name.clone(), assignment);
         }
+        let floors = query("SELECT assignment, revision FROM floors WHERE tenant = $1")
+            .bind(tenant.as_str())
+            .fetch_all(&mut *transaction)
+            .await
+            .map_err(failed("floors"))?;
+        for row in &floors {
+            let reading = Reading::new(row, "floors");
+            intent.floors.insert(reading.get("assignment")?, IntentRevision(reading.unsigned("revision")?));
+        }
         transaction.commit().await.map_err(failed("intents"))?;
         Ok(intent)
     }
@@ -88,6 +97,9 @@ impl IntentStore for SqliteStore {
             write_assignment(&mut transaction, tenant, assignment).await?;
         }
         let revision = raise_revision(&mut transaction, tenant).await?;
+        for assignment in &change.floors {
+            raise_floor(&mut transaction, tenant, assignment, revision).await?;
+        }
         transaction.commit().await.map_err(failed("intents"))?;
         Ok(revision)
     }
@@ -160,6 +172,25 @@ async fn raise_revision(
     .await
     .map_err(failed("intents"))?;
     Ok(IntentRevision(Reading::new(&raised, "intents").unsigned("revision")?))
+}
+
+async fn raise_floor(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    assignment: &str,
+    revision: IntentRevision,
+) -> Result<(), EngineError> {
+    query(
+        "INSERT INTO floors (tenant, assignment, revision) VALUES ($1, $2, $3) \
+         ON CONFLICT (tenant, assignment) DO UPDATE SET revision = excluded.revision",
+    )
+    .bind(tenant.as_str())
+    .bind(assignment)
+    .bind(signed(revision.0))
+    .execute(connection)
+    .await
+    .map_err(failed("floors"))?;
+    Ok(())
 }
 
 async fn insert_template(

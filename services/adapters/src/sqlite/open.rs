@@ -23,8 +23,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const WAL_BYTES: &str = "67108864";
 
 /// Every version of the schema, in order: number, name, statements.
-const MIGRATIONS: [(i64, &str, &str); 1] =
-    [(1, "first", include_str!("../../migrations/sqlite/0001_first.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (1, "first", include_str!("../../migrations/sqlite/0001_first.sql")),
+    (2, "floors", include_str!("../../migrations/sqlite/0002_floors.sql")),
+];
 
 impl SqliteStore {
     /// Opens the store in this file and brings its schema up to date. Makes the file, and its

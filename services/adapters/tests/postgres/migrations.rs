@@ -17,7 +17,8 @@ async fn of_many_processes_one_migrates_and_the_others_wait() {
     for migrated in join_all(stores.iter().map(PostgresStore::migrate)).await {
         migrated.unwrap();
     }
-    assert_eq!(Postgres::psql(&url, "SELECT version, success FROM _sqlx_migrations").await, "1|t");
+    let done = "SELECT bool_and(success) AND count(*) = max(version) FROM _sqlx_migrations";
+    assert_eq!(Postgres::psql(&url, done).await, "t");
     let ids = join_all(stores.iter().map(|store| store.cluster())).await;
     let ids: Vec<_> = ids.into_iter().map(Result::unwrap).collect();
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
@@ -40,7 +41,7 @@ async fn a_schema_of_a_newer_version_is_refused() {
         assert!(matches!(refused, EngineError::Corrupt { .. }), "{refused:?}");
         let told = refused.to_string();
         assert!(told.contains("a newer version of this program has been here"), "{told}");
-        assert!(told.contains("the schema has number 1000, and this version knows them up to 1"), "{told}");
+        assert!(told.contains("the schema has number 1000, and this version knows them up to"), "{told}");
         assert!(told.contains(&format!("127.0.0.1:{}", server.port())), "{told}");
     }
 }

@@ -136,6 +136,7 @@ async fn subjects_are_apart(bus: &dyn Bus, pause: &impl AsyncFn(Duration)) {
         Subject::Control(cell("there")),
         Subject::Wake(cell("here")),
         Subject::Wake(cell("there")),
+        Subject::Floors(cell("here")),
     ];
     let mut subscriptions = Vec::new();
     for subject in &subjects {

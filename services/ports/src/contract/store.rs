@@ -31,6 +31,7 @@ pub async fn all<S: Store>(make: impl AsyncFn() -> S) {
 
     intent::there_is_none_at_first(&make().await).await;
     intent::a_change_raises_the_revision_by_one(&make().await).await;
+    intent::a_floor_rises_to_the_revision_of_its_change(&make().await).await;
     intent::a_stale_plan_writes_nothing(&make().await).await;
     intent::one_of_two_changes_wins(&make().await).await;
     intent::an_empty_change_raises_nothing(&make().await).await;

@@ -137,6 +137,7 @@ pub(super) async fn a_change_raises_the_revision_by_one(store: &dyn Store) {
             ("other".to_owned(), vec![template("other", "1")]),
         ]),
         assignments: BTreeMap::from([("everyone".to_owned(), assignment("everyone", "t"))]),
+        floors: BTreeMap::new(),
     };
     assert_eq!(store.intent(&tenant("default")).await.unwrap(), expected);
     let template_only = IntentChange {
@@ -149,6 +150,22 @@ pub(super) async fn a_change_raises_the_revision_by_one(store: &dyn Store) {
     expected.templates.entry("base".to_owned()).or_default().push(template("base", "2"));
     assert_eq!(store.intent(&tenant("default")).await.unwrap(), expected);
     assert_eq!(revision_of(store, "default").await, IntentRevision(2));
+}
+
+pub(super) async fn a_floor_rises_to_the_revision_of_its_change(store: &dyn Store) {
+    let raising = |planned_on, floors: &[&str]| IntentChange {
+        floors: floors.iter().map(|name| (*name).to_owned()).collect(),
+        ..change(planned_on, "a")
+    };
+    let floors = async || store.intent(&tenant("default")).await.unwrap().floors;
+    store.change(&tenant("default"), &raising(0, &[])).await.unwrap();
+    assert_eq!(floors().await, BTreeMap::new());
+    store.change(&tenant("default"), &raising(1, &["a", "größe"])).await.unwrap();
+    store.change(&tenant("default"), &raising(2, &["a"])).await.unwrap();
+    store.change(&tenant("default"), &raising(2, &["a", "größe"])).await.unwrap_err();
+    let expected = [("a".to_owned(), IntentRevision(3)), ("größe".to_owned(), IntentRevision(2))];
+    assert_eq!(floors().await, BTreeMap::from(expected));
+    assert_eq!(store.intent(&tenant("other")).await.unwrap().floors, BTreeMap::new());
 }
 
 pub(super) async fn a_stale_plan_writes_nothing(store: &dyn Store) {

@@ -1,0 +1,270 @@
+//! Which offers a gateway sends. The test is the control; the engines are in memory.
+#![expect(clippy::unwrap_used, reason = "tests end with their panics")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use muster_adapters_memory::{MemoryBus, MemoryKeyValue, MemoryLog, MemoryOwnership};
+use muster_domain::ids::{AgentKey, Cell, Digest, InstanceUid, IntentRevision, Partition, Timestamp};
+use muster_gateway::{Engines, Metrics, Settings, run};
+use muster_ports::bus::{Bus, Subject};
+use muster_ports::floors::{self, Floors};
+use muster_ports::kv::{KeyValue, Precondition, PutError, Versioned};
+use muster_ports::log::{Log, Position};
+use muster_ports::{EngineError, LEASE_TTL};
+use muster_proto::Message;
+use muster_proto::bus::delivery::Action;
+use muster_proto::bus::{
+    CompiledBody, ControlReply, Delivery, Envelope, GatewayLease, OfferTarget, OfferedFile,
+    RemoteConfigOffer, Segment, SlotValues, control_reply, segment,
+};
+use muster_testkit::{RawAgent, eventually, messages};
+use prometheus::Registry;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+const AGENT: u128 = 7;
+const SOON: Duration = Duration::from_secs(30);
+
+/// Leases that cannot be written while it is down.
+struct Unkind {
+    bucket: MemoryKeyValue,
+    is_down: AtomicBool,
+}
+
+#[async_trait]
+impl KeyValue for Unkind {
+    async fn get(&self, key: &str) -> Result<Option<Versioned>, EngineError> {
+        self.bucket.get(key).await
+    }
+
+    async fn put(&self, key: &str, value: Bytes, precondition: Precondition) -> Result<u64, PutError> {
+        if self.is_down.load(Ordering::SeqCst) {
+            let reason = "it is down".to_owned();
+            return Err(PutError::Engine(EngineError::Unavailable { engine: "lease bucket", reason }));
+        }
+        self.bucket.put(key, value, precondition).await
+    }
+
+    async fn remove(&self, key: &str) -> Result<(), EngineError> {
+        self.bucket.remove(key).await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<(String, Versioned)>, EngineError> {
+        self.bucket.list(prefix).await
+    }
+}
+
+struct Gateway {
+    url: String,
+    log: Arc<MemoryLog>,
+    bus: Arc<MemoryBus>,
+    leases: Arc<Unkind>,
+    values: Arc<MemoryKeyValue>,
+    registry: Registry,
+    stop: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+fn cell() -> Cell {
+    "here".parse().unwrap()
+}
+
+impl Gateway {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("ws://{}/v1/opamp", listener.local_addr().unwrap());
+        let (log, bus) = (Arc::new(MemoryLog::default()), Arc::new(MemoryBus::default()));
+        let leases = Arc::new(Unkind {
+            bucket: MemoryKeyValue::new(Some(LEASE_TTL)),
+            is_down: AtomicBool::new(false),
+        });
+        let values = Arc::new(MemoryKeyValue::new(None));
+        let engines = Engines {
+            log: log.clone(),
+            ownership: Arc::new(MemoryOwnership::new()),
+            bus: bus.clone(),
+            leases: leases.clone(),
+            values: values.clone(),
+            clock: Arc::new(|| Timestamp(1_000_000)),
+        };
+        let registry = Registry::new();
+        let metrics = Metrics::register(&registry, "here").unwrap();
+        let stop = CancellationToken::new();
+        let settings = Settings::new(cell(), "g1".parse().unwrap());
+        let (stopped, controls) = (stop.clone(), bus.subscribe(&Subject::Control(cell())).await.unwrap());
+        let tasks = vec![
+            tokio::spawn(async move { run(settings, engines, metrics, listener, stopped).await.unwrap() }),
+            tokio::spawn(give_bodies(controls, stop.clone())),
+        ];
+        Self { url, log, bus, leases, values, registry, stop, tasks }
+    }
+
+    /// Connects the agent and returns it with its session.
+    async fn connect(&self) -> (RawAgent, Bytes) {
+        let mut agent = RawAgent::connect(&self.url).await;
+        agent.exchange(&messages::first_report(Uuid::from_u128(AGENT), &[])).await;
+        (agent, self.session().await)
+    }
+
+    /// The agent's session that was published last.
+    async fn session(&self) -> Bytes {
+        let uid = InstanceUid(Uuid::from_u128(AGENT));
+        let partition = Partition::of(&AgentKey { tenant: "default".parse().unwrap(), uid });
+        let mut entries = self.log.read(partition, Position::default()).await.unwrap();
+        let entries = entries.next(9).await.unwrap();
+        let envelope = Envelope::decode(entries.last().unwrap().payload.clone()).unwrap();
+        envelope.session_id
+    }
+
+    async fn raise_floor(&self, assignment: &str, revision: u64) {
+        let mut floors = Floors::default();
+        let raised = BTreeMap::from([(assignment.to_owned(), IntentRevision(revision))]);
+        floors.raise(&"default".parse().unwrap(), &raised);
+        floors::raise(self.values.as_ref(), &cell(), &floors, &mut Floors::default()).await.unwrap();
+        self.bus.publish(&Subject::Floors(cell()), Bytes::new()).await.unwrap();
+        eventually(SOON, async || {
+            let lease = self.leases.get("gateways/here/g1").await.unwrap().ok_or("there is no lease")?;
+            let floors = GatewayLease::decode(lease.value).unwrap().floors;
+            if floors >= Some(revision) {
+                Ok(())
+            } else {
+                Err(format!("the lease tells of floors {floors:?}"))
+            }
+        })
+        .await;
+    }
+
+    /// Sends an offer as control does, of the assignment `all`.
+    async fn offer(&self, session: &Bytes, revision: u64) {
+        let offer = RemoteConfigOffer {
+            intent_revision: revision,
+            files: vec![OfferedFile {
+                name: "collector".to_owned(),
+                content_type: "text/yaml".to_owned(),
+                body_digest: Digest([1; 32]).0.to_vec().into(),
+            }],
+            targets: vec![OfferTarget {
+                instance_uid: Uuid::from_u128(AGENT).as_bytes().to_vec().into(),
+                session_id: session.clone(),
+                config_hash: revision.to_be_bytes().to_vec().into(),
+                slots: vec![SlotValues::default()],
+            }],
+            assignments: vec!["all".to_owned()],
+        };
+        let delivery = Delivery {
+            cell: "here".to_owned(),
+            tenant: "default".to_owned(),
+            traceparent: String::new(),
+            action: Some(Action::RemoteConfig(offer)),
+        };
+        let subject = Subject::Deliveries(cell(), "g1".parse().unwrap());
+        self.bus.publish(&subject, delivery.encode_to_vec().into()).await.unwrap();
+    }
+
+    /// Whether any offer had this result.
+    fn had(&self, result: &str) -> bool {
+        let families = self.registry.gather();
+        let family = families.iter().find(|family| family.name() == "muster_gateway_offers_total");
+        let metrics = family.map(|family| family.get_metric()).unwrap_or_default();
+        metrics.iter().any(|metric| metric.get_label()[0].value() == result)
+    }
+
+    /// Waits until an offer has had this result.
+    async fn has(&self, result: &str) {
+        eventually(SOON, async || if self.had(result) { Ok(()) } else { Err(format!("none is {result}")) })
+            .await;
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        for task in self.tasks {
+            task.await.unwrap();
+        }
+    }
+}
+
+/// Answers every request for a body.
+async fn give_bodies(mut requests: Box<dyn muster_ports::bus::Subscription>, stop: CancellationToken) {
+    while let Some(Some(request)) = stop.run_until_cancelled(requests.next()).await {
+        let segments = vec![Segment { kind: Some(segment::Kind::Literal(Bytes::from_static(b"a: 1\n"))) }];
+        let reply = ControlReply { reply: Some(control_reply::Reply::Body(CompiledBody { segments })) };
+        request.reply.unwrap().send(reply.encode_to_vec().into()).await.unwrap();
+    }
+}
+
+/// The revision of the next offer that the agent receives.
+async fn received(agent: &mut RawAgent) -> u64 {
+    let message = agent.recv_where(|message| message.remote_config.is_some()).await;
+    u64::from_be_bytes(message.remote_config.unwrap().config_hash.try_into().unwrap())
+}
+
+#[tokio::test]
+async fn an_offer_below_the_floor_of_its_assignment_is_not_sent() {
+    let gateway = Gateway::start().await;
+    gateway.raise_floor("another", 1).await;
+    let (mut agent, session) = gateway.connect().await;
+    gateway.offer(&session, 4).await;
+    assert_eq!(received(&mut agent).await, 4);
+    gateway.raise_floor("all", 6).await;
+    gateway.offer(&session, 5).await;
+    gateway.has("below_floor").await;
+    gateway.offer(&session, 6).await;
+    assert_eq!(received(&mut agent).await, 6, "the one before was not sent");
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn no_offer_is_sent_while_the_floors_are_unknown() {
+    let gateway = Gateway::start().await;
+    let (mut agent, session) = gateway.connect().await;
+    gateway.offer(&session, 1).await;
+    gateway.has("floors_unknown").await;
+    gateway.raise_floor("all", 1).await;
+    gateway.offer(&session, 2).await;
+    assert_eq!(received(&mut agent).await, 2);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn an_offer_that_is_older_than_the_last_one_is_not_sent() {
+    let gateway = Gateway::start().await;
+    gateway.raise_floor("another", 1).await;
+    let (mut agent, session) = gateway.connect().await;
+    gateway.offer(&session, 9).await;
+    assert_eq!(received(&mut agent).await, 9);
+    gateway.offer(&session, 8).await;
+    gateway.has("superseded").await;
+    gateway.offer(&session, 9).await;
+    assert_eq!(received(&mut agent).await, 9);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_cannot_renew_its_lease_sends_no_offers() {
+    let gateway = Gateway::start().await;
+    gateway.raise_floor("another", 1).await;
+    let (mut agent, session) = gateway.connect().await;
+    gateway.leases.is_down.store(true, Ordering::SeqCst);
+    eventually(SOON, async || {
+        gateway.offer(&session, 1).await;
+        if gateway.had("lease_lapsed") { Ok(()) } else { Err("every offer is sent".to_owned()) }
+    })
+    .await;
+    gateway.leases.is_down.store(false, Ordering::SeqCst);
+    // Another life begins, in which the agent is claimed anew for another session.
+    let renewed = eventually(SOON, async || {
+        let now = gateway.session().await;
+        if now == session { Err("the session is the one before".to_owned()) } else { Ok(now) }
+    })
+    .await;
+    gateway.offer(&renewed, 2).await;
+    while received(&mut agent).await != 2 {}
+    gateway.stop().await;
+}
