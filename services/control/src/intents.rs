@@ -121,10 +121,12 @@ impl Raised {
 /// Looks at intent on every wake-up and from time to time.
 pub(crate) async fn watch(shared: Arc<Shared>, mut wake: Box<dyn Subscription>, stop: CancellationToken) {
     loop {
+        // A wake-up and the time lead to the same look, so neither can starve the other.
         tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
             received = wake.next() => if received.is_none() { return },
             () = tokio::time::sleep(shared.settings.poll_every) => {}
-            () = stop.cancelled() => return,
         }
         if let Err(error) = shared.intents.refresh(&shared).await {
             warn!(%error, "intent could not be read; it is read again");

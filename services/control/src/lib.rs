@@ -18,7 +18,7 @@ use muster_ports::bus::{Bus, Subject};
 use muster_ports::kv::KeyValue;
 use muster_ports::log::Log;
 use muster_ports::store::{FoldStore, IntentStore};
-use muster_ports::{Clock, EngineError};
+use muster_ports::{Clock, EngineError, Spawner};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
@@ -78,6 +78,8 @@ pub struct Engines {
     pub intent: Arc<dyn IntentStore>,
     /// The time.
     pub clock: Clock,
+    /// Runs the control's tasks.
+    pub spawner: Spawner,
 }
 
 /// What every task of a control shares.
@@ -86,6 +88,13 @@ struct Shared {
     engines: Engines,
     metrics: Metrics,
     intents: intents::Intents,
+}
+
+impl Shared {
+    /// Starts a task that the tracker waits for.
+    fn spawn(&self, tracker: &TaskTracker, work: impl Future<Output = ()> + Send + 'static) {
+        self.engines.spawner.spawn(tracker.track_future(work));
+    }
 }
 
 /// Works until `stop` is cancelled, then finishes what is begun and returns.
@@ -105,9 +114,9 @@ pub async fn run(
     shared.intents.refresh(&shared).await?;
 
     let tasks = TaskTracker::new();
-    tasks.spawn(members::run(Arc::clone(&shared), stop.clone()));
-    tasks.spawn(intents::watch(Arc::clone(&shared), wake, stop.clone()));
-    tasks.spawn(requests::serve(Arc::clone(&shared), requests, stop.clone()));
+    shared.spawn(&tasks, members::run(Arc::clone(&shared), stop.clone()));
+    shared.spawn(&tasks, intents::watch(Arc::clone(&shared), wake, stop.clone()));
+    shared.spawn(&tasks, requests::serve(Arc::clone(&shared), requests, stop.clone()));
     info!(%cell, control = %shared.settings.id, "control is running");
     tasks.close();
     tasks.wait().await;

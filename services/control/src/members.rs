@@ -12,7 +12,7 @@ use muster_domain::ids::Partition;
 use muster_domain::membership::owner;
 use muster_ports::EngineError;
 use muster_ports::kv::{Precondition, PutError};
-use tokio::task::JoinHandle;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -29,7 +29,8 @@ const DEADLINE: Duration = Duration::from_secs(2);
 /// The workers of this control.
 struct Workers {
     shared: Arc<Shared>,
-    running: BTreeMap<Partition, (CancellationToken, JoinHandle<()>)>,
+    /// What stops each, and what says that it has ended.
+    running: BTreeMap<Partition, (CancellationToken, oneshot::Receiver<()>)>,
 }
 
 /// Announces this control and works on its share of the partitions until `stop`.
@@ -39,9 +40,11 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut renewed: Option<Instant> = None;
     loop {
+        // The stop comes once; until then every tick is taken.
         tokio::select! {
-            _ = ticks.tick() => {}
+            biased;
             () = stop.cancelled() => break,
+            _ = ticks.tick() => {}
         }
         let result = tokio::time::timeout(DEADLINE, async {
             if renewed.is_none_or(|at| at.elapsed() >= RENEW_EVERY) {
@@ -109,8 +112,8 @@ impl Workers {
             }
         }
         for partition in lost {
-            if let Some((_, task)) = self.running.remove(&partition) {
-                join(partition, task).await;
+            if let Some((_, ended)) = self.running.remove(&partition) {
+                join(partition, ended).await;
             }
         }
         for partition in gained {
@@ -121,7 +124,13 @@ impl Workers {
                 self.shared.intents.subscribe(),
                 stop.clone(),
             );
-            self.running.insert(partition, (stop, tokio::spawn(work)));
+            let (end, ended) = oneshot::channel();
+            self.shared.engines.spawner.spawn(async move {
+                work.await;
+                // Nobody waits for a worker whose control is gone.
+                let _ = end.send(());
+            });
+            self.running.insert(partition, (stop, ended));
         }
         self.shared.metrics.partitions.set(i64::try_from(self.running.len()).unwrap_or(i64::MAX));
     }
@@ -130,14 +139,14 @@ impl Workers {
         for (stop, _) in self.running.values() {
             stop.cancel();
         }
-        for (partition, (_, task)) in std::mem::take(&mut self.running) {
-            join(partition, task).await;
+        for (partition, (_, ended)) in std::mem::take(&mut self.running) {
+            join(partition, ended).await;
         }
     }
 }
 
-async fn join(partition: Partition, task: JoinHandle<()>) {
-    if let Err(error) = task.await {
-        warn!(%partition, %error, "a partition's worker was lost");
+async fn join(partition: Partition, ended: oneshot::Receiver<()>) {
+    if ended.await.is_err() {
+        warn!(%partition, "a partition's worker was lost");
     }
 }

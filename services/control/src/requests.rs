@@ -30,18 +30,20 @@ pub(crate) async fn serve(shared: Arc<Shared>, mut requests: Box<dyn Subscriptio
     let tasks = TaskTracker::new();
     let places = Arc::new(Semaphore::new(MAX_REQUESTS));
     loop {
+        // The stop comes once; until then every request is taken.
         let received = tokio::select! {
-            received = requests.next() => received,
+            biased;
             () = stop.cancelled() => None,
+            received = requests.next() => received,
         };
         let Some(Received { payload, reply: Some(reply) }) = received else { break };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             warn!("too many requests from gateways at once, one is left unanswered");
             continue;
         };
-        let shared = Arc::clone(&shared);
-        tasks.spawn(async move {
-            let answer = handle(&shared, payload).await.unwrap_or_else(control_reply::Reply::Error);
+        let answering = Arc::clone(&shared);
+        shared.spawn(&tasks, async move {
+            let answer = handle(&answering, payload).await.unwrap_or_else(control_reply::Reply::Error);
             let answer = ControlReply { reply: Some(answer) };
             if let Err(error) = reply.send(answer.encode_to_vec().into()).await {
                 warn!(%error, "an answer to a gateway was lost");

@@ -9,6 +9,7 @@ use muster_domain::agent::EndReason;
 use muster_domain::ids::{AgentKey, InstanceUid, SessionId, Tenant, Timestamp};
 use muster_opamp::connection::{Connection, Limits, Output};
 use muster_proto::encoding::{WireType, encode_key, encode_varint};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -39,9 +40,9 @@ impl End {
 }
 
 /// One connection while it is open.
-struct Serving {
+struct Serving<S> {
     shared: Arc<Shared>,
-    socket: Socket,
+    socket: Socket<S>,
     machine: Connection,
     mailbox: Arc<Mailbox>,
     tenant: Tenant,
@@ -56,7 +57,10 @@ struct Serving {
 }
 
 /// Serves a connection until it ends.
-pub(crate) async fn serve(shared: Arc<Shared>, socket: Socket, peer: SocketAddr) {
+pub(crate) async fn serve<S>(shared: Arc<Shared>, socket: Socket<S>, peer: SocketAddr)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let Ok(tenant) = DEFAULT_TENANT.parse() else { return };
     shared.metrics.websocket_connections.inc();
     shared.metrics.open_connections.inc();
@@ -76,20 +80,24 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: Socket, peer: SocketAddr)
     serving.finish(end).await;
 }
 
-impl Serving {
+impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
     async fn run(&mut self) -> End {
         loop {
             if let Err(end) = self.work().await {
                 return end;
             }
             let deadline = self.next_deadline();
+            // None starves: the stop comes once, a deadline that was met moves on by 10 ms or more, and the
+            // mailbox holds one order of a kind for each session, so an agent that never stops sending
+            // is the one that comes last.
             let step = tokio::select! {
-                received = self.socket.recv() => self.received(received).await,
-                orders = self.mailbox.take() => self.orders(orders).await,
-                () = tokio::time::sleep_until(deadline) => self.on_time().await,
+                biased;
                 () = self.shared.closing.cancelled() => {
                     Err(End::close(code::SERVICE_RESTART, "the gateway is stopping", EndReason::GatewayStopped))
                 }
+                () = tokio::time::sleep_until(deadline) => self.on_time().await,
+                orders = self.mailbox.take() => self.orders(orders).await,
+                received = self.socket.recv() => self.received(received).await,
             };
             if let Err(end) = step {
                 return end;

@@ -26,9 +26,11 @@ pub(crate) async fn serve(
     stop: CancellationToken,
 ) {
     loop {
+        // The stop comes once; until then every delivery is taken.
         let received = tokio::select! {
-            received = deliveries.next() => received,
+            biased;
             () = stop.cancelled() => return,
+            received = deliveries.next() => received,
         };
         let Some(received) = received else { return };
         if let Err(error) = handle(&shared, received.payload).await {

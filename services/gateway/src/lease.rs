@@ -50,10 +50,12 @@ pub(crate) async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(RENEW_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        // The stop comes once; until then every tick is taken.
         tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
             _ = ticks.tick() => {}
             () = shared.fence.risen.notified() => {}
-            () = stop.cancelled() => return,
         }
         let lapsed = !shared.fence.is_leased();
         if lapsed {
@@ -64,8 +66,9 @@ pub(crate) async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
                 if lapsed {
                     warn!(event = "lease_lapsed", gateway = %shared.settings.gateway, incarnation = %shared.incarnation(), "the gateway's lease had lapsed: its sessions are claimed anew");
                     tokio::select! {
-                        () = reclaim(&shared) => {}
+                        biased;
                         () = stop.cancelled() => return,
+                        () = reclaim(&shared) => {}
                     }
                 }
             }

@@ -18,6 +18,7 @@ mod socket;
 mod trace;
 mod upstream;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,15 +28,17 @@ use muster_ports::bus::{Bus, Subject};
 use muster_ports::kv::KeyValue;
 use muster_ports::log::Log;
 use muster_ports::ownership::Ownership;
-use muster_ports::{Clock, EngineError};
+use muster_ports::{Clock, EngineError, Random, Spawner};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
 pub use crate::metrics::Metrics;
+use crate::socket::Socket;
 
 /// What a gateway is told once, at its start.
 #[derive(Debug, Clone)]
@@ -89,6 +92,17 @@ pub struct Engines {
     pub values: Arc<dyn KeyValue>,
     /// The time.
     pub clock: Clock,
+    /// Random bits, for ids and for delays that are to differ.
+    pub random: Random,
+    /// Runs the gateway's tasks.
+    pub spawner: Spawner,
+}
+
+impl Engines {
+    /// A new UUIDv7.
+    fn new_id(&self) -> Uuid {
+        self.random.uuid((self.clock)())
+    }
 }
 
 /// What every task of a gateway shares.
@@ -113,9 +127,98 @@ impl Shared {
         **self.incarnation.load()
     }
 
+    /// A place for one more connection, if there is one.
+    fn place(&self) -> Option<OwnedSemaphorePermit> {
+        let place = Arc::clone(&self.connections).try_acquire_owned().ok();
+        if place.is_none() {
+            self.metrics.refused_connections.inc();
+        }
+        place
+    }
+
     /// Begins another life.
     fn new_incarnation(&self) {
-        self.incarnation.store(Arc::new(Incarnation(Uuid::now_v7())));
+        self.incarnation.store(Arc::new(Incarnation(self.engines.new_id())));
+    }
+
+    /// Starts a task that the tracker waits for.
+    fn spawn(&self, tracker: &TaskTracker, work: impl Future<Output = ()> + Send + 'static) {
+        self.engines.spawner.spawn(tracker.track_future(work));
+    }
+}
+
+/// A gateway that runs, wherever its connections come from.
+pub struct Gateway {
+    shared: Arc<Shared>,
+    background: CancellationToken,
+    helpers: TaskTracker,
+}
+
+impl Gateway {
+    /// Takes the gateway's lease and starts what serves connections.
+    ///
+    /// # Errors
+    /// If the bus or the lease cannot be set up.
+    pub async fn start(settings: Settings, engines: Engines, metrics: Metrics) -> Result<Self, EngineError> {
+        let (cell, gateway) = (settings.cell.clone(), settings.gateway.clone());
+        let shared = Arc::new(Shared {
+            incarnation: ArcSwap::from_pointee(Incarnation(engines.new_id())),
+            connections: Arc::new(Semaphore::new(settings.max_connections)),
+            registry: registry::Registry::default(),
+            settler: settler::Settler::default(),
+            bodies: bodies::Bodies::new(),
+            fence: fence::Fence::default(),
+            closing: CancellationToken::new(),
+            tracker: TaskTracker::new(),
+            settings,
+            engines,
+            metrics,
+        });
+        let deliveries =
+            shared.engines.bus.subscribe(&Subject::Deliveries(cell.clone(), gateway.clone())).await?;
+        let requests = shared.engines.bus.subscribe(&Subject::Gateway(cell.clone(), gateway)).await?;
+        let floors = shared.engines.bus.subscribe(&Subject::Floors(cell)).await?;
+        lease::take(&shared).await?;
+
+        // What serves the connections outlives them, so it stops only when they are closed.
+        let background = CancellationToken::new();
+        let helpers = TaskTracker::new();
+        shared.spawn(&helpers, lease::keep(Arc::clone(&shared), background.clone()));
+        shared.spawn(&helpers, fence::keep(Arc::clone(&shared), floors, background.clone()));
+        shared.spawn(&helpers, deliveries::serve(Arc::clone(&shared), deliveries, background.clone()));
+        shared.spawn(&helpers, requests::serve(Arc::clone(&shared), requests, background.clone()));
+        shared.spawn(&helpers, settler::keep(Arc::clone(&shared), background.clone()));
+        helpers.close();
+        Ok(Self { shared, background, helpers })
+    }
+
+    /// Serves a WebSocket whose handshake is done, in a task of its own. Returns whether there is a
+    /// place for it.
+    pub fn serve<S>(&self, stream: S, peer: SocketAddr) -> bool
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let Some(place) = self.shared.place() else { return false };
+        let shared = Arc::clone(&self.shared);
+        self.shared.spawn(&self.shared.tracker, async move {
+            let socket = Socket::new(stream, &[], shared.settings.max_message_size);
+            connection::serve(shared, socket, peer).await;
+            drop(place);
+        });
+        true
+    }
+
+    /// Closes what is open, gives the lease back, and returns.
+    pub async fn stop(self) {
+        let shared = &self.shared;
+        shared.closing.cancel();
+        shared.tracker.close();
+        if tokio::time::timeout(shared.settings.drain, shared.tracker.wait()).await.is_err() {
+            warn!(open = shared.tracker.len(), "connections did not close within the drain time");
+        }
+        self.background.cancel();
+        self.helpers.wait().await;
+        lease::give_up(shared).await;
     }
 }
 
@@ -130,52 +233,17 @@ pub async fn run(
     listener: TcpListener,
     stop: CancellationToken,
 ) -> Result<(), EngineError> {
-    let (cell, gateway) = (settings.cell.clone(), settings.gateway.clone());
-    let shared = Arc::new(Shared {
-        incarnation: ArcSwap::from_pointee(Incarnation(Uuid::now_v7())),
-        connections: Arc::new(Semaphore::new(settings.max_connections)),
-        registry: registry::Registry::default(),
-        settler: settler::Settler::default(),
-        bodies: bodies::Bodies::new(),
-        fence: fence::Fence::default(),
-        closing: CancellationToken::new(),
-        tracker: TaskTracker::new(),
-        settings,
-        engines,
-        metrics,
-    });
-    let deliveries =
-        shared.engines.bus.subscribe(&Subject::Deliveries(cell.clone(), gateway.clone())).await?;
-    let requests = shared.engines.bus.subscribe(&Subject::Gateway(cell.clone(), gateway)).await?;
-    let floors = shared.engines.bus.subscribe(&Subject::Floors(cell)).await?;
-    lease::take(&shared).await?;
-
-    // What serves the connections outlives them, so it stops only when they are closed.
-    let background = CancellationToken::new();
-    let helpers = TaskTracker::new();
-    helpers.spawn(lease::keep(Arc::clone(&shared), background.clone()));
-    helpers.spawn(fence::keep(Arc::clone(&shared), floors, background.clone()));
-    helpers.spawn(deliveries::serve(Arc::clone(&shared), deliveries, background.clone()));
-    helpers.spawn(requests::serve(Arc::clone(&shared), requests, background.clone()));
-    helpers.spawn(settler::keep(Arc::clone(&shared), background.clone()));
-    helpers.close();
-
+    let gateway = Gateway::start(settings, engines, metrics).await?;
+    let shared = &gateway.shared;
     info!(
         gateway = %shared.settings.gateway,
         incarnation = %shared.incarnation(),
         address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default(),
         "gateway is serving agents"
     );
-    if let Err(error) = listener::serve(Arc::clone(&shared), listener, stop).await {
+    if let Err(error) = listener::serve(Arc::clone(shared), listener, stop).await {
         error!(%error, "the agent listener failed");
     }
-    shared.closing.cancel();
-    shared.tracker.close();
-    if tokio::time::timeout(shared.settings.drain, shared.tracker.wait()).await.is_err() {
-        warn!(open = shared.tracker.len(), "connections did not close within the drain time");
-    }
-    background.cancel();
-    helpers.wait().await;
-    lease::give_up(&shared).await;
+    gateway.stop().await;
     Ok(())
 }

@@ -49,17 +49,17 @@ async fn upgrade(
         Err(refusal) => return *refusal,
     };
     // Refused before the upgrade: a connection that is accepted and then closed is tried again at once.
-    let Ok(place) = Arc::clone(&shared.connections).try_acquire_owned() else {
-        shared.metrics.refused_connections.inc();
-        let seconds = upstream::retry_after().as_secs().to_string();
+    let Some(place) = shared.place() else {
+        let seconds = upstream::retry_after(&shared).as_secs().to_string();
         let reason = "the gateway carries as many connections as it may (server.websocket.max_connections)\n";
         return (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, seconds)], reason).into_response();
     };
     let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>() else {
         return (StatusCode::HTTP_VERSION_NOT_SUPPORTED, "WebSockets need HTTP/1.1\n").into_response();
     };
-    let tracker = shared.tracker.clone();
-    tracker.spawn(async move {
+    let serving = Arc::clone(&shared);
+    shared.spawn(&shared.tracker, async move {
+        let shared = serving;
         if let Some(socket) = take_over(upgrade, shared.settings.max_message_size).await {
             connection::serve(shared, socket, peer).await;
         }
@@ -101,7 +101,7 @@ fn handshake(headers: &HeaderMap) -> Result<HeaderValue, Box<Response>> {
 }
 
 /// The bare stream of an upgraded connection: nothing of HTTP stays behind.
-async fn take_over(upgrade: OnUpgrade, max_message: usize) -> Option<Socket> {
+async fn take_over(upgrade: OnUpgrade, max_message: usize) -> Option<Socket<TcpStream>> {
     let upgraded = match upgrade.await {
         Ok(upgraded) => upgraded,
         Err(error) => {

@@ -30,13 +30,15 @@ impl Registry {
         false
     }
 
-    /// Every session.
+    /// Every session, in order of the agents.
     pub(crate) fn all(&self) -> Vec<(AgentKey, SessionId, Arc<Mailbox>)> {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
-        sessions
-            .iter()
-            .map(|(key, (session, mailbox))| (key.clone(), *session, Arc::clone(mailbox)))
-            .collect()
+        let all =
+            sessions.iter().map(|(key, (session, mailbox))| (key.clone(), *session, Arc::clone(mailbox)));
+        let mut all: Vec<_> = all.collect();
+        drop(sessions);
+        all.sort_by(|(a, ..), (b, ..)| a.cmp(b));
+        all
     }
 
     /// The mailbox of the connection that carries exactly this session.

@@ -29,18 +29,20 @@ pub(crate) async fn serve(shared: Arc<Shared>, mut requests: Box<dyn Subscriptio
     let tasks = TaskTracker::new();
     let places = Arc::new(Semaphore::new(MAX_PROBES));
     loop {
+        // The stop comes once; until then every request is taken.
         let received = tokio::select! {
-            received = requests.next() => received,
+            biased;
             () = stop.cancelled() => None,
+            received = requests.next() => received,
         };
         let Some(Received { payload, reply: Some(reply) }) = received else { break };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             warn!(gateway = %shared.settings.gateway, "too many probes at once, one is left unanswered");
             continue;
         };
-        let shared = Arc::clone(&shared);
-        tasks.spawn(async move {
-            let answer = match handle(&shared, payload).await {
+        let probing = Arc::clone(&shared);
+        shared.spawn(&tasks, async move {
+            let answer = match handle(&probing, payload).await {
                 Ok(result) => gateway_reply::Reply::Probe(result.into()),
                 Err(error) => gateway_reply::Reply::Error(error),
             };

@@ -1,6 +1,6 @@
 //! Tells ownership how far sessions are settled: at most 100 ms late, many in one call.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ const DEADLINE: Duration = Duration::from_secs(2);
 /// Progress that ownership does not know yet: the latest of each agent.
 #[derive(Default)]
 pub(crate) struct Settler {
-    waiting: Mutex<HashMap<AgentKey, Settled>>,
+    waiting: Mutex<BTreeMap<AgentKey, Settled>>,
 }
 
 impl Settler {
@@ -49,9 +49,11 @@ pub(crate) async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(FLUSH_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
+        // The stop comes once; until then every tick is taken.
         tokio::select! {
-            _ = ticks.tick() => flush(&shared).await,
+            biased;
             () = stop.cancelled() => return flush(&shared).await,
+            _ = ticks.tick() => flush(&shared).await,
         }
     }
 }

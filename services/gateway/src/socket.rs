@@ -4,11 +4,14 @@
 //! costs. The library keeps a read buffer a connection; here one lives from the first byte of a
 //! message to its last. Headers and the handshake's key are the library's.
 
+use std::future::poll_fn;
 use std::io::{self, Cursor};
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::ready;
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
@@ -60,14 +63,14 @@ pub(crate) enum SocketError {
 }
 
 /// A WebSocket after its handshake.
-pub(crate) struct Socket {
-    stream: TcpStream,
+pub(crate) struct Socket<S> {
+    stream: S,
     decoder: Decoder,
 }
 
-impl Socket {
+impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// A socket on a stream of which `read` was read already.
-    pub(crate) fn new(stream: TcpStream, read: &[u8], max_message: usize) -> Self {
+    pub(crate) fn new(stream: S, read: &[u8], max_message: usize) -> Self {
         Self { stream, decoder: Decoder { input: BytesMut::from(read), message: None, max_message } }
     }
 
@@ -77,17 +80,31 @@ impl Socket {
             if let Some(received) = self.decoder.next()? {
                 return Ok(received);
             }
-            if self.decoder.input.is_empty() {
-                // Nothing is held while waiting for the first byte.
-                self.decoder.input = BytesMut::new();
-                self.stream.ready(Interest::READABLE).await.map_err(SocketError::Gone)?;
-            }
-            self.decoder.input.reserve(READ);
-            let read = self.stream.read_buf(&mut self.decoder.input).await.map_err(SocketError::Gone)?;
-            if read == 0 {
+            let read = if self.decoder.input.is_empty() {
+                self.first().await
+            } else {
+                self.decoder.input.reserve(READ);
+                self.stream.read_buf(&mut self.decoder.input).await
+            };
+            if read.map_err(SocketError::Gone)? == 0 {
                 return Err(SocketError::Gone(io::ErrorKind::UnexpectedEof.into()));
             }
         }
+    }
+
+    /// Reads the first bytes of a message; their number. Nothing is held while waiting for them: they
+    /// come by way of the stack.
+    async fn first(&mut self) -> io::Result<usize> {
+        let Self { stream, decoder } = self;
+        decoder.input = BytesMut::new();
+        poll_fn(|context| {
+            let mut space = [MaybeUninit::uninit(); READ];
+            let mut read = ReadBuf::uninit(&mut space);
+            ready!(Pin::new(&mut *stream).poll_read(context, &mut read))?;
+            decoder.input.extend_from_slice(read.filled());
+            Ok(read.filled().len()).into()
+        })
+        .await
     }
 
     /// Sends a binary message that is these parts, one after the other.
@@ -341,6 +358,24 @@ mod tests {
         ];
         assert_eq!(error(&parts.concat()), "a message is larger than 1000 bytes");
         assert_eq!(error(&binary(&[0; 1000])), "more");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_held_while_nothing_comes() {
+        let (mut peer, stream) = tokio::io::duplex(1 << 20);
+        let mut socket = Socket::new(stream, &binary(b"read with the handshake"), 1 << 20);
+        let long = vec![7; 100_000];
+        peer.write_all(&[binary(b"short"), binary(&long)].concat()).await.unwrap();
+        for expected in [&b"read with the handshake"[..], b"short", &long] {
+            let received = socket.recv().await.unwrap();
+            assert_eq!(received, Received::Binary(Bytes::copy_from_slice(expected)));
+        }
+        tokio::select! {
+            biased;
+            received = socket.recv() => unreachable!("{received:?}"),
+            () = std::future::ready(()) => {}
+        }
+        assert_eq!(socket.decoder.input.capacity(), 0);
     }
 
     proptest! {

@@ -15,9 +15,7 @@ use muster_proto::bus::{
     ContestVerdict, ControlReply, ControlRequest, Envelope, ResolveContest, SessionEnded, SessionStarted,
     control_reply, control_request,
 };
-use rand::Rng;
 use tracing::{Instrument as _, debug_span, error, warn};
-use uuid::Uuid;
 
 use crate::{Shared, trace};
 
@@ -29,12 +27,12 @@ const CONTEST_DEADLINE: Duration = Duration::from_secs(5);
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long an agent is asked to stay away: 30 to 60 s, so that a crowd does not return at once.
-pub(crate) fn retry_after() -> Duration {
-    Duration::from_millis(rand::rng().random_range(30_000..60_000))
+pub(crate) fn retry_after(shared: &Shared) -> Duration {
+    shared.engines.random.between(Duration::from_secs(30), Duration::from_secs(60))
 }
 
-fn not_now(reason: &str) -> NotNow {
-    NotNow { reason: reason.to_owned(), retry_after: retry_after() }
+fn not_now(shared: &Shared, reason: &str) -> NotNow {
+    NotNow { reason: reason.to_owned(), retry_after: retry_after(shared) }
 }
 
 /// Why an agent was not claimed.
@@ -61,7 +59,7 @@ pub(crate) async fn claim(
     key: &AgentKey,
     before: Option<SessionId>,
 ) -> Result<Claimed, ClaimError> {
-    let session = SessionId(Uuid::now_v7());
+    let session = SessionId(shared.engines.new_id());
     let mut displace = before;
     // Each turn follows a verdict; a second contest means that the agent came back twice meanwhile.
     for _ in 0..3 {
@@ -80,18 +78,21 @@ pub(crate) async fn claim(
                 match resolve(shared, key, session, &holder).await {
                     Ok(ContestVerdict::Takeover) => displace = Some(holder.session),
                     Ok(_) => {
-                        return Err(ClaimError::Held(not_now("another live agent uses this instance_uid")));
+                        return Err(ClaimError::Held(not_now(
+                            shared,
+                            "another live agent uses this instance_uid",
+                        )));
                     }
                     Err(error) => {
                         warn!(tenant = %key.tenant, agent_id = %key.uid, %error, "control did not decide on a contested instance_uid");
                         let reason = "the server cannot tell whether another agent uses this instance_uid";
-                        return Err(ClaimError::Unknown(not_now(reason)));
+                        return Err(ClaimError::Unknown(not_now(shared, reason)));
                     }
                 }
             }
         }
     }
-    Err(ClaimError::Held(not_now("several agents claim this instance_uid at once")))
+    Err(ClaimError::Held(not_now(shared, "several agents claim this instance_uid at once")))
 }
 
 fn count(shared: &Shared, result: &str) {
@@ -119,7 +120,7 @@ async fn try_claim(
     };
     count(shared, "failed");
     warn!(tenant = %key.tenant, agent_id = %key.uid, error, "an agent could not be claimed");
-    Err(not_now("the server cannot register the agent now"))
+    Err(not_now(shared, "the server cannot register the agent now"))
 }
 
 async fn resolve(
@@ -166,7 +167,7 @@ pub(crate) async fn publish(
     let span = debug_span!("report", tenant = %key.tenant, agent_id = %key.uid, otel.kind = "producer");
     let mut envelope = envelope(shared, key, publish, remote_addr);
     envelope.traceparent = trace::traceparent(&span);
-    let id = MessageId(Uuid::now_v7());
+    let id = MessageId(shared.engines.new_id());
     let work = shared.engines.log.publish(Partition::of(key), id, envelope.encode_to_vec().into());
     let stored = tokio::time::timeout(PUBLISH_DEADLINE, work).instrument(span.clone()).await;
     let _reporting = span.entered();
@@ -186,7 +187,7 @@ pub(crate) async fn publish(
         }
     };
     shared.metrics.publishes.with_label_values(&[result]).inc();
-    refusal.map_or(Ok(()), |reason| Err(not_now(reason)))
+    refusal.map_or(Ok(()), |reason| Err(not_now(shared, reason)))
 }
 
 fn envelope(shared: &Shared, key: &AgentKey, publish: Publish, remote_addr: &str) -> Envelope {

@@ -13,6 +13,7 @@ use muster_domain::ids::{AgentKey, Cell, Digest, InstanceUid, IntentRevision, Pa
 use muster_gateway::{Engines, Metrics, Settings, run};
 use muster_ports::bus::{Bus, Subject};
 use muster_ports::floors::{self, Floors};
+use muster_ports::host::{Random, Spawner};
 use muster_ports::kv::{KeyValue, Precondition, PutError, Versioned};
 use muster_ports::log::{Log, Position};
 use muster_ports::{EngineError, LEASE_TTL};
@@ -93,6 +94,8 @@ impl Gateway {
             leases: leases.clone(),
             values: values.clone(),
             clock: Arc::new(|| Timestamp(1_000_000)),
+            random: Random::new(|| Uuid::new_v4().as_u64_pair().1),
+            spawner: Spawner::new(|task| drop(tokio::spawn(task))),
         };
         let registry = Registry::new();
         let metrics = Metrics::register(&registry, "here").unwrap();

@@ -11,8 +11,8 @@ use anyhow::{Context, anyhow};
 use futures_util::future::select_all;
 use muster_api::Readiness;
 use muster_domain::ids::{Cell, Timestamp};
-use muster_ports::Clock;
 use muster_ports::store::Store;
+use muster_ports::{Clock, Random, Spawner};
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -95,6 +95,16 @@ pub fn system_clock() -> Clock {
     })
 }
 
+/// Bits of the generator of the thread that asks, which the system seeds.
+pub fn system_random() -> Random {
+    Random::new(rand::random)
+}
+
+/// Runs tasks on the runtime of the thread that asks.
+pub fn tokio_spawner() -> Spawner {
+    Spawner::new(|task| drop(tokio::spawn(task)))
+}
+
 /// Serves until SIGINT or SIGTERM, then stops in order.
 ///
 /// # Errors
@@ -163,6 +173,8 @@ impl Server {
                 leases: Arc::clone(&engines.leases),
                 values: Arc::clone(&engines.values),
                 clock: clock.clone(),
+                random: system_random(),
+                spawner: tokio_spawner(),
             };
             let metrics = muster_gateway::Metrics::register(&registry, cell.as_str())?;
             running.push(Running::spawn("gateway", config.server.drain + STOP_DEADLINE, async |stop| {
@@ -182,6 +194,7 @@ impl Server {
                 fold: as_fold(store),
                 intent: as_intent(store),
                 clock: clock.clone(),
+                spawner: tokio_spawner(),
             };
             let metrics = muster_control::Metrics::register(&registry)?;
             running.push(Running::spawn("control", STOP_DEADLINE, async |stop| {

@@ -342,7 +342,8 @@ impl Connection {
 
     /// The connection is gone or is being closed: every session ends for this reason.
     pub fn close(&mut self, reason: EndReason) {
-        let uids: Vec<_> = self.sessions.keys().copied().collect();
+        let mut uids: Vec<_> = self.sessions.keys().copied().collect();
+        uids.sort_unstable();
         for uid in uids {
             self.close_session(uid, None, reason);
         }
@@ -406,12 +407,13 @@ impl Connection {
 
     /// Asks those agents for full state whose time has come.
     pub fn timeout(&mut self, now: Timestamp) {
-        let due: Vec<_> = self
+        let mut due: Vec<_> = self
             .sessions
             .iter()
             .filter(|(_, session)| session.ask_due().is_some_and(|due| due <= now))
             .map(|(uid, _)| *uid)
             .collect();
+        due.sort_unstable();
         for uid in due {
             if let Some(active) = self.active(uid) {
                 active.tracker.asked(now);

@@ -6,17 +6,17 @@
 pub mod bus;
 pub mod contract;
 pub mod floors;
+pub mod host;
 pub mod kv;
 pub mod log;
 pub mod ownership;
 pub mod store;
 pub mod trace;
 
+pub use host::{Clock, Random, Spawner};
+
 /// Time to live of the bucket of leases: who does not renew for this long is gone.
 pub const LEASE_TTL: std::time::Duration = std::time::Duration::from_secs(10);
-
-/// Tells the time. Injected, so that tests and simulation rule over it.
-pub type Clock = std::sync::Arc<dyn Fn() -> muster_domain::ids::Timestamp + Send + Sync>;
 
 /// An engine that did not do what it was asked.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,5 @@
-//! Words that must not stand in the code: unfinished work anywhere, clocks and randomness in pure crates.
+//! Words that must not stand in the code: unfinished work anywhere, clocks and randomness in pure
+//! crates, and in roles what simulation could not repeat.
 
 use super::{Finding, Text};
 
@@ -30,7 +31,51 @@ const IMPURE: &[&str] = &[
     "rand::rng",
 ];
 
+/// One seed of the simulation gives one history: the time, random bits and tasks come from outside.
+const SIMULATED: &[&str] = &["services/gateway/src/", "services/control/src/", "services/sim/src/"];
+
+/// What is forbidden there, and what to write.
+const UNREPEATABLE: &[(&str, &str)] = &[
+    ("SystemTime::now", "ask the engines' clock"),
+    ("std::time::Instant", "use tokio's, which simulation holds"),
+    ("Uuid::now_v7", "draw it from the engines' random source"),
+    ("Uuid::new_v4", "draw it from the engines' random source"),
+    ("rand::", "draw from the engines' random source"),
+    ("RandomState", "use a BTreeMap, or sort before the order matters"),
+    ("tokio::spawn", "use the engines' spawner"),
+    ("tasks.spawn(", "use the engines' spawner"),
+    ("tracker.spawn(", "use the engines' spawner"),
+];
+
 pub(super) fn check(source: &Text) -> Vec<Finding> {
+    let mut findings = unfinished_and_impure(source);
+    if SIMULATED.iter().any(|prefix| source.path.starts_with(prefix)) {
+        findings.extend(unrepeatable(source));
+    }
+    findings
+}
+
+fn unrepeatable(source: &Text) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let tests = |line: &str| line.trim() == "#[cfg(test)]";
+    let mut lines = (1..).zip(source.text.lines()).take_while(|(_, line)| !tests(line)).peekable();
+    while let Some((number, line)) = lines.next() {
+        if line.trim_start().starts_with("//") {
+            continue;
+        }
+        for (word, mend) in UNREPEATABLE.iter().filter(|(word, _)| has_word(line, word)) {
+            findings.push(Finding::new(&source.path, number, format!("{word} in a role"), *mend));
+        }
+        let is_select = line.trim_end().ends_with("select! {");
+        if is_select && lines.peek().is_none_or(|(_, next)| next.trim() != "biased;") {
+            let mend = "begin it with `biased;`, and order the branches so that none starves";
+            findings.push(Finding::new(&source.path, number, "select! polls in random order", mend));
+        }
+    }
+    findings
+}
+
+fn unfinished_and_impure(source: &Text) -> Vec<Finding> {
     let pure = PURE.iter().any(|prefix| source.path.starts_with(prefix));
     let mut findings = Vec::new();
     for (number, line) in (1..).zip(source.text.lines()) {
@@ -77,6 +122,20 @@ mod tests {
         }
         assert_eq!(found("proto/a.rs", concat!("    #[", "ignore = \"slow\"]\n")), [1]);
         assert!(found("proto/a.rs", concat!("let a = \"XX", "XX\"; let todos = METHO", "DO;\n")).is_empty());
+    }
+
+    #[test]
+    fn what_simulation_could_not_repeat_is_found_in_roles() {
+        for (word, _) in UNREPEATABLE {
+            assert_eq!(found("services/gateway/src/a.rs", &format!("let a = {word} ;\n")), [1], "{word}");
+        }
+        let select = "tokio::select! {\n    a = b => {}\n}\n";
+        assert_eq!(found("services/control/src/a/b.rs", select), [1]);
+        assert_eq!(found("services/api/src/a.rs", select), [0; 0]);
+        let biased = "let a = tokio::select! {\n    biased;\n    a = b => {}\n};\n";
+        assert_eq!(found("services/control/src/a.rs", biased), [0; 0]);
+        let in_tests = "//! Not rand::random().\n#[cfg(test)]\nmod tests { tokio::spawn(a) }\n";
+        assert_eq!(found("services/gateway/src/a.rs", in_tests), [0; 0]);
     }
 
     #[test]
