@@ -14,7 +14,7 @@ use muster_domain::ids::{
     AgentKey, GatewayId, Incarnation, IntentRevision, MessageId, Partition, SessionId, Tenant, Timestamp,
 };
 use muster_ports::EngineError;
-use muster_ports::log::{LogEntry, Position};
+use muster_ports::log::{LogEntry, LogReader, Position};
 use muster_ports::store::{Commit, CommitError, PartitionRow, StoredAgent};
 use muster_proto::Message;
 use muster_proto::bus::GatewayLease;
@@ -87,8 +87,9 @@ pub(crate) async fn run(
         }
         warn!(%partition, error = %restart, wait_ms = wait.as_millis(), "a partition's worker begins again");
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
+            biased;
             () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
         }
         wait = (wait * 2).min(RESTART.1);
     }
@@ -120,15 +121,18 @@ async fn work(
 
     let mut sweep = tokio::time::interval(shared.settings.sweep_every);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut asks = tokio::time::interval(ASK_EVERY);
+    asks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut purged = Position::default();
+    let mut intent_first = true;
     loop {
         let due = worker.next_due();
+        // None starves: the stop comes once, what is due and ticks are far apart and stay due while
+        // others are served, and the log and the intent take turns.
         tokio::select! {
-            entries = reader.next(shared.settings.max_batch) => {
-                worker.fold(entries?).await?;
-            }
-            Ok(()) = changed.changed() => worker.look_at_all(&shared.intents.planners(), false, false).await?,
-            () = tokio::time::sleep(due) => worker.repeat_offers().await?,
+            biased;
+            () = stop.cancelled() => break,
+            () = tokio::time::sleep_until(due) => worker.repeat_offers().await?,
             _ = sweep.tick() => {
                 worker.end_orphans().await?;
                 // What is folded may go, but for the entry that the log is recognised by.
@@ -137,8 +141,17 @@ async fn work(
                     shared.engines.log.purge(partition, purged).await?;
                 }
             }
-            () = tokio::time::sleep(ASK_EVERY), if !worker.to_ask.is_empty() => worker.ask_some().await,
-            () = stop.cancelled() => break,
+            _ = asks.tick(), if !worker.to_ask.is_empty() => worker.ask_some().await,
+            news = next_news(&mut *reader, changed, intent_first, shared.settings.max_batch) => match news {
+                News::Entries(entries) => {
+                    worker.fold(entries?).await?;
+                    intent_first = true;
+                }
+                News::Intent => {
+                    worker.look_at_all(&shared.intents.planners(), false, false).await?;
+                    intent_first = false;
+                }
+            }
         }
     }
     if !shared.settings.fold_last_words {
@@ -149,6 +162,33 @@ async fn work(
         worker.fold(entries?).await?;
     }
     Ok(())
+}
+
+/// What a worker waits for.
+enum News {
+    Entries(Result<Vec<LogEntry>, EngineError>),
+    Intent,
+}
+
+async fn next_news(
+    reader: &mut dyn LogReader,
+    changed: &mut watch::Receiver<()>,
+    intent_first: bool,
+    max: usize,
+) -> News {
+    if intent_first {
+        tokio::select! {
+            biased;
+            Ok(()) = changed.changed() => News::Intent,
+            entries = reader.next(max) => News::Entries(entries),
+        }
+    } else {
+        tokio::select! {
+            biased;
+            entries = reader.next(max) => News::Entries(entries),
+            Ok(()) = changed.changed() => News::Intent,
+        }
+    }
 }
 
 impl Worker<'_> {
@@ -361,9 +401,9 @@ impl Worker<'_> {
         }
     }
 
-    fn next_due(&self) -> Duration {
+    fn next_due(&self) -> Instant {
         let first = self.due.first().map(|(due, _)| due.since(self.now()));
-        first.unwrap_or(Duration::from_secs(3600)).max(Duration::from_millis(10))
+        Instant::now() + first.unwrap_or(Duration::from_secs(3600))
     }
 
     /// Looks again at agents that did not report on an offer in time.

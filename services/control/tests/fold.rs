@@ -445,3 +445,38 @@ async fn floors_rise_before_the_offers_of_a_changed_assignment() {
     tokio::time::timeout(SOON, risen.next()).await.unwrap().unwrap();
     cluster.stop().await;
 }
+
+#[tokio::test]
+async fn a_busy_partition_still_asks_for_full_state_after_the_loss_of_its_log() {
+    let mut cluster = Cluster::new();
+    let gateway = Subject::Deliveries("default".parse().unwrap(), "gw".parse().unwrap());
+    cluster.start_control();
+    let partition = Partition::of(&key(0));
+    let keys: Vec<_> = (0..10_000).map(key).filter(|key| Partition::of(key) == partition).take(2).collect();
+    cluster.report(&keys[0], 0).await;
+    cluster.agents_at(&keys[..1], 0).await;
+    cluster.stop().await;
+
+    cluster.log = Arc::new(MemoryLog::default());
+    cluster.stop = CancellationToken::new();
+    let mut deliveries = cluster.bus.subscribe(&gateway).await.unwrap();
+    cluster.start_control();
+    // The other agent never leaves the worker a pause.
+    let busy = async {
+        for n in 0.. {
+            cluster.report(&keys[1], n).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let asked = async {
+        let received = deliveries.next().await.unwrap();
+        let action = Delivery::decode(received.payload).unwrap().action;
+        let Some(Action::RequestFullState(asked)) = action else { unreachable!("{action:?}") };
+        assert_eq!(asked.sessions[0].instance_uid, keys[0].uid.as_bytes().as_slice());
+    };
+    tokio::select! {
+        () = busy => {}
+        asked = tokio::time::timeout(SOON, asked) => asked.unwrap(),
+    }
+    cluster.stop().await;
+}
