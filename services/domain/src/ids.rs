@@ -250,6 +250,13 @@ impl fmt::Display for Partition {
 pub struct Digest(pub [u8; 32]);
 
 impl Digest {
+    /// The digest of a content as it is: what `sha256sum` says of it.
+    pub fn of(content: &[u8]) -> Self {
+        let mut digesting = Digesting::default();
+        digesting.update(content);
+        digesting.finish()
+    }
+
     /// The digest of these parts, each preceded by its length, so that no two lists collide.
     pub fn of_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut hasher = Sha256::new();
@@ -258,6 +265,22 @@ impl Digest {
             hasher.update(part);
         }
         Self(hasher.finalize().into())
+    }
+}
+
+/// A [`Digest::of`] a content that comes in pieces, or that is worked through in pieces.
+#[derive(Debug, Clone, Default)]
+pub struct Digesting(Sha256);
+
+impl Digesting {
+    /// Adds the next piece.
+    pub fn update(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    /// The digest of all pieces, one after the other.
+    pub fn finish(self) -> Digest {
+        Digest(self.0.finalize().into())
     }
 }
 
@@ -411,6 +434,16 @@ mod tests {
         let digest = |parts: &[&str]| Digest::of_parts(parts.iter().map(|part| part.as_bytes()));
         assert_ne!(digest(&["ab", "c"]), digest(&["a", "bc"]));
         assert_ne!(digest(&["a", ""]), digest(&["a"]));
+    }
+
+    #[test]
+    fn a_content_has_the_digest_that_other_programs_know() {
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(Digest::of(b"abc").to_string(), abc);
+        let mut digesting = Digesting::default();
+        digesting.update(b"a");
+        digesting.update(b"bc");
+        assert_eq!(digesting.finish().to_string(), abc);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! arguments, and a decision returns its reason.
 
 pub mod agent;
+pub mod budget;
 pub mod capabilities;
 pub mod desired;
 pub mod ids;
