@@ -14,7 +14,7 @@ use muster_ports::bus::{Subject, Subscription};
 use muster_ports::floors::{self, Floors};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::Shared;
 
@@ -105,16 +105,18 @@ impl Raised {
                 if let Err(error) =
                     shared.engines.bus.publish(&Subject::Floors(cell.clone()), Bytes::new()).await
                 {
-                    warn!(%error, "gateways were not told that floors have risen; they look by themselves");
+                    debug!(%error, "gateways were not told that floors have risen; they look by themselves");
                 }
             }
-            Ok(Err(error)) => {
-                warn!(%error, "floors were not raised: gateways may still send superseded offers");
-            }
-            Err(_) => {
-                warn!("floors were not raised in time: gateways may still send superseded offers");
-            }
+            Ok(Err(error)) => tell_not_raised(shared, &error),
+            Err(_) => tell_not_raised(shared, &"no answer in time"),
         }
+    }
+}
+
+fn tell_not_raised(shared: &Shared, error: &dyn std::fmt::Display) {
+    if let Some(more) = shared.outages.floors.tell((shared.engines.clock)()) {
+        warn!(%error, more, "floors were not raised: gateways may still send superseded offers");
     }
 }
 
@@ -128,8 +130,10 @@ pub(crate) async fn watch(shared: Arc<Shared>, mut wake: Box<dyn Subscription>, 
             received = wake.next() => if received.is_none() { return },
             () = tokio::time::sleep(shared.settings.poll_every) => {}
         }
-        if let Err(error) = shared.intents.refresh(&shared).await {
-            warn!(%error, "intent could not be read; it is read again");
+        if let Err(error) = shared.intents.refresh(&shared).await
+            && let Some(more) = shared.outages.intent.tell((shared.engines.clock)())
+        {
+            warn!(%error, more, "intent could not be read; it is read again");
         }
     }
 }

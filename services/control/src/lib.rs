@@ -6,6 +6,7 @@ mod intents;
 mod members;
 mod metrics;
 mod offers;
+mod outages;
 mod requests;
 mod trace;
 mod worker;
@@ -88,6 +89,7 @@ struct Shared {
     engines: Engines,
     metrics: Metrics,
     intents: intents::Intents,
+    outages: outages::Outages,
 }
 
 impl Shared {
@@ -108,7 +110,13 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), EngineError> {
     let cell = settings.cell.clone();
-    let shared = Arc::new(Shared { settings, engines, metrics, intents: intents::Intents::default() });
+    let shared = Arc::new(Shared {
+        settings,
+        engines,
+        metrics,
+        intents: intents::Intents::default(),
+        outages: outages::Outages::default(),
+    });
     let wake = shared.engines.bus.subscribe(&Subject::Wake(cell.clone())).await?;
     let requests = shared.engines.bus.subscribe(&Subject::Control(cell.clone())).await?;
     shared.intents.refresh(&shared).await?;

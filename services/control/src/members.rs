@@ -56,8 +56,8 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
         match result.await {
             Ok(Ok(members)) => workers.share(&members).await,
             // The partitions stay as they are: who else took one over is noticed by its row.
-            Ok(Err(error)) => warn!(%error, "the other controls cannot be seen; partitions stay as they are"),
-            Err(_) => warn!("the other controls cannot be seen in time; partitions stay as they are"),
+            Ok(Err(error)) => tell_unseen(&shared, &error),
+            Err(_) => tell_unseen(&shared, &"no answer in time"),
         }
     }
     workers.stop_all().await;
@@ -65,6 +65,12 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => warn!(%error, "the control's lease was not given back; it lapses by itself"),
         Err(_) => warn!("the control's lease was not given back in time; it lapses by itself"),
+    }
+}
+
+fn tell_unseen(shared: &Shared, error: &dyn std::fmt::Display) {
+    if let Some(more) = shared.outages.members.tell((shared.engines.clock)()) {
+        warn!(%error, more, "the other controls cannot be seen; partitions stay as they are");
     }
 }
 

@@ -122,8 +122,10 @@ async fn deliver(shared: &Shared, tenant: &Tenant, gateway: &GatewayId, tracepar
         action: Some(action),
     };
     let subject = Subject::Deliveries(shared.settings.cell.clone(), gateway.clone());
-    if let Err(error) = shared.engines.bus.publish(&subject, delivery.encode_to_vec().into()).await {
-        warn!(%tenant, %gateway, %error, "a delivery was not sent; it is sent again when its retry is due");
+    if let Err(error) = shared.engines.bus.publish(&subject, delivery.encode_to_vec().into()).await
+        && let Some(more) = shared.outages.deliveries.tell((shared.engines.clock)())
+    {
+        warn!(%tenant, %gateway, %error, more, "a delivery was not sent; it is sent again when its retry is due");
     }
 }
 

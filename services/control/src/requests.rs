@@ -38,7 +38,9 @@ pub(crate) async fn serve(shared: Arc<Shared>, mut requests: Box<dyn Subscriptio
         };
         let Some(Received { payload, reply: Some(reply) }) = received else { break };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            warn!("too many requests from gateways at once, one is left unanswered");
+            if let Some(more) = shared.outages.requests.tell((shared.engines.clock)()) {
+                warn!(more, "too many requests from gateways at once, one is left unanswered");
+            }
             continue;
         };
         let answering = Arc::clone(&shared);

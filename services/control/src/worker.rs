@@ -85,7 +85,9 @@ pub(crate) async fn run(
         if began.elapsed() > RESTART.1 {
             wait = RESTART.0;
         }
-        warn!(%partition, error = %restart, wait_ms = wait.as_millis(), "a partition's worker begins again");
+        if let Some(more) = shared.outages.workers.tell((shared.engines.clock)()) {
+            warn!(%partition, error = %restart, more, "a partition's worker begins again");
+        }
         tokio::select! {
             biased;
             () = stop.cancelled() => return,

@@ -81,9 +81,7 @@ impl Spent {
         let bytes = self.bytes.take(budget.bytes, bytes, now);
         match (messages, bytes) {
             (Ok(messages), Ok(bytes)) => Ok(Self { messages, bytes }),
-            (messages, bytes) => {
-                Err(messages.err().unwrap_or_default().max(bytes.err().unwrap_or_default()))
-            }
+            (messages, bytes) => Err(messages.err().unwrap_or_default().max(bytes.err().unwrap_or_default())),
         }
     }
 

@@ -20,7 +20,7 @@ use crate::upstream::ClaimError;
 use crate::{Shared, settler, upstream};
 
 /// Tenant of agents that connect without a credential.
-const DEFAULT_TENANT: &str = "default";
+pub(crate) const DEFAULT_TENANT: &str = "default";
 /// How long a peer may take to answer a Close.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -52,6 +52,8 @@ struct Serving<S> {
     /// When the last ping was sent.
     pinged: Instant,
     probes: Vec<oneshot::Sender<bool>>,
+    /// When the connection is closed because the gateway is stopping.
+    close_at: Option<Instant>,
     /// Whether anything may still be written.
     open: bool,
 }
@@ -70,6 +72,7 @@ where
         heard: Instant::now(),
         pinged: Instant::now(),
         probes: Vec::new(),
+        close_at: None,
         open: true,
         shared,
         socket,
@@ -92,8 +95,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
             // is the one that comes last.
             let step = tokio::select! {
                 biased;
-                () = self.shared.closing.cancelled() => {
-                    Err(End::close(code::SERVICE_RESTART, "the gateway is stopping", EndReason::GatewayStopped))
+                () = self.shared.closing.cancelled(), if self.close_at.is_none() => {
+                    let over = self.shared.closing_over.get().copied().unwrap_or_default();
+                    let delay = self.shared.engines.random.between(Duration::ZERO, over);
+                    self.close_at = Some(Instant::now() + delay);
+                    Ok(())
                 }
                 () = tokio::time::sleep_until(deadline) => self.on_time().await,
                 orders = self.mailbox.take() => self.orders(orders).await,
@@ -248,7 +254,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
 
     fn next_deadline(&self) -> Instant {
         let settings = &self.shared.settings;
-        let quiet = (self.pinged + settings.ping_every).min(self.heard + settings.silent_after);
+        let mut quiet = (self.pinged + settings.ping_every).min(self.heard + settings.silent_after);
+        if let Some(close_at) = self.close_at {
+            quiet = quiet.min(close_at);
+        }
         match self.machine.poll_timeout() {
             None => quiet,
             Some(due) => quiet.min(Instant::now() + due.since(self.now()).max(Duration::from_millis(10))),
@@ -257,6 +266,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
 
     async fn on_time(&mut self) -> Result<(), End> {
         let settings = &self.shared.settings;
+        if self.close_at.is_some_and(|at| at <= Instant::now()) {
+            let text = "the gateway is stopping";
+            return Err(End::close(code::SERVICE_RESTART, text, EndReason::GatewayStopped));
+        }
         if self.heard.elapsed() >= settings.silent_after {
             return Err(End::close(code::POLICY, "nothing was heard for too long", EndReason::Silent));
         }

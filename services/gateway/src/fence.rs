@@ -118,8 +118,8 @@ pub(crate) async fn keep(shared: Arc<Shared>, mut wake: Box<dyn Subscription>, s
     loop {
         match tokio::time::timeout(DEADLINE, fence.look(&shared)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%error, "floors could not be read; they are read again"),
-            Err(_) => warn!("floors could not be read in time; they are read again"),
+            Ok(Err(error)) => tell(&shared, &error),
+            Err(_) => tell(&shared, &"no answer in time"),
         }
         let next = if fence.applied().is_some() { LOOK_EVERY } else { LOOK_AGAIN };
         tokio::select! {
@@ -128,6 +128,12 @@ pub(crate) async fn keep(shared: Arc<Shared>, mut wake: Box<dyn Subscription>, s
             received = wake.next() => if received.is_none() { return },
             () = tokio::time::sleep(next) => {}
         }
+    }
+}
+
+fn tell(shared: &Shared, error: &dyn std::fmt::Display) {
+    if let Some(more) = shared.outages.floors.tell((shared.engines.clock)()) {
+        warn!(%error, more, "floors could not be read; they are read again");
     }
 }
 

@@ -72,9 +72,15 @@ pub(crate) async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
                     }
                 }
             }
-            Ok(Err(error)) => warn!(%error, "the gateway's lease was not renewed"),
-            Err(_) => warn!("the gateway's lease was not renewed in time"),
+            Ok(Err(error)) => tell(&shared, &error),
+            Err(_) => tell(&shared, &"no answer in time"),
         }
+    }
+}
+
+fn tell(shared: &Shared, error: &dyn std::fmt::Display) {
+    if let Some(more) = shared.outages.lease.tell((shared.engines.clock)()) {
+        warn!(%error, more, "the gateway's lease was not renewed");
     }
 }
 
@@ -88,7 +94,7 @@ async fn reclaim(shared: &Shared) {
         tokio::time::sleep(RECLAIM_EVERY).await;
         if renewed.elapsed() >= RENEW_EVERY {
             if let Err(error) = take(shared).await {
-                warn!(%error, "the gateway's lease was not renewed");
+                tell(shared, &error);
             }
             renewed = Instant::now();
         }

@@ -3,6 +3,8 @@
 //! It frames and validates what agents send, keeps each session's sequence, answers heartbeats
 //! itself, publishes everything else to the log, and writes what control delivers.
 
+mod accept;
+mod admission;
 mod bodies;
 mod connection;
 mod deliveries;
@@ -11,6 +13,7 @@ mod lease;
 mod listener;
 mod mailbox;
 mod metrics;
+mod outages;
 mod registry;
 mod requests;
 mod settler;
@@ -19,10 +22,11 @@ mod trace;
 mod upstream;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use muster_domain::budget::Rate;
 use muster_domain::ids::{Cell, GatewayId, Incarnation};
 use muster_ports::bus::{Bus, Subject};
 use muster_ports::kv::KeyValue;
@@ -31,14 +35,17 @@ use muster_ports::ownership::Ownership;
 use muster_ports::{Clock, EngineError, Random, Spawner};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 use uuid::Uuid;
 
+use crate::admission::Admission;
 pub use crate::metrics::Metrics;
 use crate::socket::Socket;
+
+/// When the gateway stops, so long passes from one connection's close to the next.
+const CLOSE_EACH: Duration = Duration::from_millis(2);
 
 /// What a gateway is told once, at its start.
 #[derive(Debug, Clone)]
@@ -51,7 +58,12 @@ pub struct Settings {
     pub max_connections: usize,
     /// Longest WebSocket message taken, in bytes; a longer one closes the connection with 1009.
     pub max_message_size: usize,
-    /// How long connections may take to close when the gateway stops.
+    /// Connections of one tenant at once; further upgrades get 429.
+    pub max_connections_per_tenant: usize,
+    /// Connections taken a second, and at once; further upgrades wait for a moment and then get 503. Half of
+    /// what is taken at once is kept for agents that are known.
+    pub connection_rate: Rate,
+    /// Over how long connections are closed when the gateway stops.
     pub drain: Duration,
     /// A ping is sent after this long without one.
     pub ping_every: Duration,
@@ -68,6 +80,8 @@ impl Settings {
             cell,
             gateway,
             max_connections: 10_000,
+            max_connections_per_tenant: usize::MAX,
+            connection_rate: Rate { per_second: 5_000, burst: 10_000 },
             max_message_size: 64 << 20,
             drain: Duration::from_secs(30),
             ping_every: Duration::from_secs(25),
@@ -115,8 +129,11 @@ struct Shared {
     settler: settler::Settler,
     bodies: bodies::Bodies,
     fence: fence::Fence,
-    connections: Arc<Semaphore>,
-    /// Cancelled when connections are to close.
+    outages: outages::Outages,
+    admission: Admission,
+    /// Over how long connections are to close; none are taken any more once this is there.
+    closing_over: OnceLock<Duration>,
+    /// Cancelled when they are to close.
     closing: CancellationToken,
     tracker: TaskTracker,
 }
@@ -127,13 +144,14 @@ impl Shared {
         **self.incarnation.load()
     }
 
-    /// A place for one more connection, if there is one.
-    fn place(&self) -> Option<OwnedSemaphorePermit> {
-        let place = Arc::clone(&self.connections).try_acquire_owned().ok();
-        if place.is_none() {
-            self.metrics.refused_connections.inc();
-        }
-        place
+    /// Whether the gateway is stopping.
+    fn is_draining(&self) -> bool {
+        self.closing_over.get().is_some()
+    }
+
+    /// Counts a connection that is not taken.
+    fn refused(&self, reason: &str) {
+        self.metrics.refused_connections.with_label_values(&[reason]).inc();
     }
 
     /// Begins another life.
@@ -163,7 +181,13 @@ impl Gateway {
         let (cell, gateway) = (settings.cell.clone(), settings.gateway.clone());
         let shared = Arc::new(Shared {
             incarnation: ArcSwap::from_pointee(Incarnation(engines.new_id())),
-            connections: Arc::new(Semaphore::new(settings.max_connections)),
+            admission: Admission::new(
+                settings.max_connections,
+                settings.max_connections_per_tenant,
+                settings.connection_rate,
+            ),
+            outages: outages::Outages::default(),
+            closing_over: OnceLock::new(),
             registry: registry::Registry::default(),
             settler: settler::Settler::default(),
             bodies: bodies::Bodies::new(),
@@ -198,7 +222,8 @@ impl Gateway {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let Some(place) = self.shared.place() else { return false };
+        let Ok(tenant) = connection::DEFAULT_TENANT.parse() else { return false };
+        let Ok(place) = self.shared.admission.place(&tenant) else { return false };
         let shared = Arc::clone(&self.shared);
         self.shared.spawn(&self.shared.tracker, async move {
             let socket = Socket::new(stream, &[], shared.settings.max_message_size);
@@ -208,14 +233,27 @@ impl Gateway {
         true
     }
 
-    /// Closes what is open, gives the lease back, and returns.
-    pub async fn stop(self) {
+    /// Takes no connections any more, and closes those that are open one after the other, so that their
+    /// agents do not all come back at once.
+    async fn drain(&self) {
         let shared = &self.shared;
+        let open = u32::try_from(shared.tracker.len()).unwrap_or(u32::MAX);
+        let over = (CLOSE_EACH * open).min(shared.settings.drain / 5 * 4);
+        if shared.closing_over.set(over).is_err() {
+            return;
+        }
+        info!(open, over_ms = over.as_millis(), "connections are closed");
         shared.closing.cancel();
         shared.tracker.close();
         if tokio::time::timeout(shared.settings.drain, shared.tracker.wait()).await.is_err() {
             warn!(open = shared.tracker.len(), "connections did not close within the drain time");
         }
+    }
+
+    /// Closes what is open, gives the lease back, and returns.
+    pub async fn stop(self) {
+        self.drain().await;
+        let shared = &self.shared;
         self.background.cancel();
         self.helpers.wait().await;
         lease::give_up(shared).await;
@@ -241,9 +279,14 @@ pub async fn run(
         address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default(),
         "gateway is serving agents"
     );
-    if let Err(error) = listener::serve(Arc::clone(shared), listener, stop).await {
-        error!(%error, "the agent listener failed");
-    }
+    // Until the last connection is closed, who comes is told to go elsewhere.
+    let drained = CancellationToken::new();
+    let drain = async {
+        stop.cancelled().await;
+        gateway.drain().await;
+        drained.cancel();
+    };
+    tokio::join!(drain, listener::serve(shared, listener, drained.clone()));
     gateway.stop().await;
     Ok(())
 }

@@ -15,28 +15,34 @@ use axum::routing::get;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::upgrade::downcast;
+use muster_domain::ids::{AgentKey, Tenant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
+use crate::admission::Refusal;
 use crate::socket::Socket;
-use crate::{Shared, connection, upstream};
+use crate::{Shared, accept, connection, upstream};
 
 /// Path of the OpAMP endpoint (specification, "WebSocket Transport").
 const PATH: &str = "/v1/opamp";
 
-/// Accepts connections until `stop`.
-pub(crate) async fn serve(
-    shared: Arc<Shared>,
-    listener: TcpListener,
-    stop: CancellationToken,
-) -> std::io::Result<()> {
-    let router = Router::new()
-        .route(PATH, get(upgrade).post(plain_http))
-        .with_state(shared)
-        .into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+/// Name of the header in which clients say who they are (specification, "OpAMP-Instance-UID").
+const INSTANCE_UID: &str = "opamp-instance-uid";
+
+/// Serves the endpoint until `stop`.
+pub(crate) async fn serve(shared: &Arc<Shared>, listener: TcpListener, stop: CancellationToken) {
+    let router = Router::new().route(PATH, get(upgrade).post(plain_http)).with_state(Arc::clone(shared));
+    accept::serve(shared, listener, router, stop).await;
+}
+
+/// Refuses a request before it costs anything, and says when to come back.
+fn refuse(shared: &Shared, refusal: Refusal) -> Response {
+    shared.refused(refusal.name());
+    let seconds = upstream::retry_after(shared).as_secs().to_string();
+    let (status, reason) = refusal.answer();
+    (status, [(RETRY_AFTER, seconds)], reason).into_response()
 }
 
 async fn upgrade(
@@ -48,11 +54,17 @@ async fn upgrade(
         Ok(accept) => accept,
         Err(refusal) => return *refusal,
     };
-    // Refused before the upgrade: a connection that is accepted and then closed is tried again at once.
-    let Some(place) = shared.place() else {
-        let seconds = upstream::retry_after(&shared).as_secs().to_string();
-        let reason = "the gateway carries as many connections as it may (server.websocket.max_connections)\n";
-        return (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, seconds)], reason).into_response();
+    if shared.is_draining() {
+        return refuse(&shared, Refusal::Draining);
+    }
+    let Ok(tenant) = connection::DEFAULT_TENANT.parse::<Tenant>() else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+    let uid = request.headers().get(INSTANCE_UID).and_then(|uid| uid.to_str().ok()?.parse().ok());
+    let key = uid.map(|uid| AgentKey { tenant: tenant.clone(), uid });
+    let place = match shared.admission.admit(&shared, &tenant, key).await {
+        Ok(place) => place,
+        Err(refusal) => return refuse(&shared, refusal),
     };
     let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>() else {
         return (StatusCode::HTTP_VERSION_NOT_SUPPORTED, "WebSockets need HTTP/1.1\n").into_response();

@@ -10,7 +10,7 @@ pub struct Metrics {
     pub(crate) open_connections: IntGauge,
     pub(crate) received: IntCounter,
     pub(crate) sent: IntCounter,
-    pub(crate) refused_connections: IntCounter,
+    pub(crate) refused_connections: IntCounterVec,
     pub(crate) publishes: IntCounterVec,
     pub(crate) claims: IntCounterVec,
     pub(crate) offers: IntCounterVec,
@@ -58,10 +58,11 @@ impl Metrics {
                 Opts::new("opamp_server_messages_sent_total", "Messages sent to agents.")
                     .const_label("type", "ServerToAgent"),
             )?,
-            refused_connections: counter(Opts::new(
+            refused_connections: family(
                 "muster_gateway_refused_connections_total",
-                "Upgrades refused because the gateway was full or stopping.",
-            ))?,
+                "Connections and upgrades that were not taken.",
+                "reason",
+            )?,
             publishes: family("muster_gateway_publishes_total", "Entries published to the log.", "result")?,
             claims: family("muster_gateway_claims_total", "Claims of agents.", "result")?,
             offers: family("muster_gateway_offers_total", "Remote config offers to agents.", "result")?,

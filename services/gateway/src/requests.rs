@@ -37,7 +37,9 @@ pub(crate) async fn serve(shared: Arc<Shared>, mut requests: Box<dyn Subscriptio
         };
         let Some(Received { payload, reply: Some(reply) }) = received else { break };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            warn!(gateway = %shared.settings.gateway, "too many probes at once, one is left unanswered");
+            if let Some(more) = shared.outages.requests.tell((shared.engines.clock)()) {
+                warn!(gateway = %shared.settings.gateway, more, "too many probes at once, one is left unanswered");
+            }
             continue;
         };
         let probing = Arc::clone(&shared);

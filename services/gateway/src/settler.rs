@@ -1,6 +1,7 @@
 //! Tells ownership how far sessions are settled: at most 100 ms late, many in one call.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -73,8 +74,14 @@ async fn flush(shared: &Shared) {
             }
         }
         // Lost progress makes the next session of these agents dirty: it is asked for full state.
-        Ok(Err(error)) => warn!(%error, count, "progress of sessions was not recorded"),
-        Err(_) => warn!(count, "progress of sessions was not recorded: ownership did not answer in time"),
+        Ok(Err(error)) => tell(shared, count, &error),
+        Err(_) => tell(shared, count, &"no answer in time"),
+    }
+}
+
+fn tell(shared: &Shared, count: usize, error: &dyn Display) {
+    if let Some(more) = shared.outages.settle.tell((shared.engines.clock)()) {
+        warn!(%error, count, more, "progress of sessions was not recorded");
     }
 }
 
@@ -87,11 +94,12 @@ pub(crate) async fn release(shared: &Shared, key: &AgentKey, session: SessionId)
         }
         shared.engines.ownership.release(key, session).await
     };
-    match tokio::time::timeout(DEADLINE, work).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => {
-            warn!(tenant = %key.tenant, agent_id = %key.uid, %error, "an agent was not given back");
-        }
-        Err(_) => warn!(tenant = %key.tenant, agent_id = %key.uid, "an agent was not given back in time"),
+    let error = match tokio::time::timeout(DEADLINE, work).await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "no answer in time".to_owned(),
+    };
+    if let Some(more) = shared.outages.release.tell((shared.engines.clock)()) {
+        warn!(tenant = %key.tenant, agent_id = %key.uid, error, more, "an agent was not given back");
     }
 }

@@ -84,7 +84,9 @@ pub(crate) async fn claim(
                         )));
                     }
                     Err(error) => {
-                        warn!(tenant = %key.tenant, agent_id = %key.uid, %error, "control did not decide on a contested instance_uid");
+                        if let Some(more) = shared.outages.contest.tell((shared.engines.clock)()) {
+                            warn!(tenant = %key.tenant, agent_id = %key.uid, %error, more, "control did not decide on a contested instance_uid");
+                        }
                         let reason = "the server cannot tell whether another agent uses this instance_uid";
                         return Err(ClaimError::Unknown(not_now(shared, reason)));
                     }
@@ -119,7 +121,9 @@ async fn try_claim(
         Err(_) => "no answer in time".to_owned(),
     };
     count(shared, "failed");
-    warn!(tenant = %key.tenant, agent_id = %key.uid, error, "an agent could not be claimed");
+    if let Some(more) = shared.outages.claim.tell((shared.engines.clock)()) {
+        warn!(tenant = %key.tenant, agent_id = %key.uid, error, more, "an agent could not be claimed");
+    }
     Err(not_now(shared, "the server cannot register the agent now"))
 }
 
@@ -178,16 +182,22 @@ pub(crate) async fn publish(
             ("too_large", Some("the report is too large for the server"))
         }
         Ok(Err(error)) => {
-            warn!(tenant = %key.tenant, agent_id = %key.uid, %error, "a report was not stored");
+            tell_not_stored(shared, key, &error);
             ("failed", Some("the server cannot store the report now"))
         }
         Err(_) => {
-            warn!(tenant = %key.tenant, agent_id = %key.uid, "a report was not stored in time");
+            tell_not_stored(shared, key, &"no answer in time");
             ("failed", Some("the server cannot store the report now"))
         }
     };
     shared.metrics.publishes.with_label_values(&[result]).inc();
     refusal.map_or(Ok(()), |reason| Err(not_now(shared, reason)))
+}
+
+fn tell_not_stored(shared: &Shared, key: &AgentKey, error: &dyn std::fmt::Display) {
+    if let Some(more) = shared.outages.publish.tell((shared.engines.clock)()) {
+        warn!(tenant = %key.tenant, agent_id = %key.uid, %error, more, "a report was not stored");
+    }
 }
 
 fn envelope(shared: &Shared, key: &AgentKey, publish: Publish, remote_addr: &str) -> Envelope {

@@ -162,6 +162,8 @@ impl Server {
             let name = process.name.parse().context("--name")?;
             let settings = muster_gateway::Settings {
                 max_connections: config.server.websocket.max_connections,
+                max_connections_per_tenant: config.server.limits.max_connections_per_tenant,
+                connection_rate: config.server.limits.connection_rate(),
                 max_message_size: config.server.websocket.max_message_size,
                 drain: config.server.drain,
                 ..muster_gateway::Settings::new(cell.clone(), name)

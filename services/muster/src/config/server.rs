@@ -4,6 +4,8 @@ use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use muster_domain::budget::Rate;
+
 use super::kinds::{boolean, bytes, choice, duration, endpoint, loopback, one_of, text, whole};
 use super::reader::{key, nested, optional, section};
 
@@ -20,6 +22,8 @@ section! {
         tls: Tls = nested(Tls::read);
         /// Whether addresses other than loopback may be served without authentication.
         allow_insecure: bool = key(boolean(), false);
+        /// What a gateway takes at once.
+        limits: Limits = nested(Limits::read);
         /// Over how long the sessions of agents are closed when Muster stops.
         drain: Duration = key(duration(), Duration::from_secs(30));
         /// Compression of what agents are sent.
@@ -40,6 +44,25 @@ section! {
         max_connections: usize = key(whole(1), 10_000);
         /// Largest message that an agent may send.
         max_message_size: usize = key(bytes(), 64 << 20);
+    }
+}
+
+section! {
+    /// Section `server.limits`, of one gateway.
+    Limits {
+        /// Most connections of one tenant's agents at a time.
+        max_connections_per_tenant: usize = key(whole(1), 1_000_000);
+        /// Most new connections of agents a second, in the long run.
+        connections_per_second: usize = key(whole(1), 5_000);
+        /// Most new connections at once after a pause; half of them are for agents that are known.
+        connections_burst: usize = key(whole(2), 10_000);
+    }
+}
+
+impl Limits {
+    /// The rate of new connections.
+    pub fn connection_rate(&self) -> Rate {
+        Rate { per_second: self.connections_per_second as u64, burst: self.connections_burst as u64 }
     }
 }
 

@@ -1,0 +1,20 @@
+//! What a control cannot do while an engine is away, each told once a minute rather than once a message.
+
+use muster_ports::seldom::Seldom;
+
+/// One for each kind of failure.
+#[derive(Default)]
+pub(crate) struct Outages {
+    /// Partitions are not worked on.
+    pub(crate) workers: Seldom,
+    /// Intent is not read.
+    pub(crate) intent: Seldom,
+    /// Floors are not raised.
+    pub(crate) floors: Seldom,
+    /// The other controls are not seen.
+    pub(crate) members: Seldom,
+    /// Deliveries are not sent.
+    pub(crate) deliveries: Seldom,
+    /// Requests of gateways are not answered.
+    pub(crate) requests: Seldom,
+}

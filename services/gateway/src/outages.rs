@@ -1,0 +1,26 @@
+//! What a gateway cannot do while an engine is away, each told once a minute rather than once a message.
+
+use muster_ports::seldom::Seldom;
+
+/// One for each kind of failure.
+#[derive(Default)]
+pub(crate) struct Outages {
+    /// Connections are not accepted.
+    pub(crate) accept: Seldom,
+    /// Agents are not claimed.
+    pub(crate) claim: Seldom,
+    /// Control does not decide on contests.
+    pub(crate) contest: Seldom,
+    /// Reports are not stored.
+    pub(crate) publish: Seldom,
+    /// Ownership does not learn of progress.
+    pub(crate) settle: Seldom,
+    /// Agents are not given back.
+    pub(crate) release: Seldom,
+    /// The lease is not renewed.
+    pub(crate) lease: Seldom,
+    /// Floors are not read.
+    pub(crate) floors: Seldom,
+    /// Control's requests are not answered.
+    pub(crate) requests: Seldom,
+}
