@@ -1,14 +1,16 @@
-//! Engines inside the process: log, ownership, key-value, bus and store.
+//! Engines inside the process: log, blobs, ownership, key-value, bus and store.
 //!
-//! `muster serve` runs on the first four when it is the whole system; simulation and tests run on
+//! `muster serve` runs on all but the store when it is the whole system; simulation and tests run on
 //! all of them. Nothing here survives the process. Time is tokio's clock, so that tests can hold it.
 
+pub mod blobs;
 pub mod bus;
 pub mod kv;
 pub mod log;
 pub mod ownership;
 pub mod store;
 
+pub use blobs::MemoryBlobs;
 pub use bus::MemoryBus;
 pub use kv::MemoryKeyValue;
 pub use log::MemoryLog;

@@ -129,6 +129,10 @@ impl Entries {
 
 #[async_trait]
 impl Log for MemoryLog {
+    fn max_payload(&self) -> usize {
+        self.shared.limits.payload_bytes
+    }
+
     async fn publish(
         &self,
         partition: Partition,
@@ -173,6 +177,11 @@ impl Log for MemoryLog {
         let entries = lock(&self.shared.partition(partition).entries);
         let found = entries.kept.binary_search_by_key(&position, |entry| entry.position);
         Ok(found.ok().and_then(|at| entries.kept.get(at)).map(|entry| entry.id))
+    }
+
+    async fn last(&self, partition: Partition) -> Result<Position, EngineError> {
+        let entries = lock(&self.shared.partition(partition).entries);
+        Ok(entries.kept.back().map(|entry| entry.position).unwrap_or_default())
     }
 
     async fn purge(&self, partition: Partition, position: Position) -> Result<(), EngineError> {

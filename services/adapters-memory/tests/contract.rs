@@ -3,7 +3,9 @@
 use std::future::Future;
 use std::time::Duration;
 
-use muster_adapters_memory::{MemoryBus, MemoryKeyValue, MemoryLog, MemoryOwnership, MemoryStore, bus, log};
+use muster_adapters_memory::{
+    MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryOwnership, MemoryStore, bus, log,
+};
 use muster_ports::contract;
 use tokio::time::{sleep, timeout};
 
@@ -19,6 +21,11 @@ async fn log() {
         MemoryLog::new(log::Limits { payload_bytes: limits.payload_bytes, total_bytes: limits.total_bytes })
     };
     ends(contract::log::all(make)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn blobs() {
+    ends(contract::blobs::all(async |bytes| MemoryBlobs::new(bytes))).await;
 }
 
 #[tokio::test(start_paused = true)]

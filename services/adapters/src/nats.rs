@@ -1,7 +1,7 @@
-//! The log, leases, values and the bus on NATS, version 2.10 or later.
+//! The log, blobs, leases, values and the bus on NATS, version 2.10 or later.
 //!
 //! The log is one JetStream stream a cell, `muster-<cell>`, with a subject a partition; positions are the
-//! stream's sequences. Leases and values are key-value buckets. Deliveries, requests and wake-ups are
+//! stream's sequences. Blobs are pieces in another stream. Leases and values are key-value buckets. Deliveries, requests and wake-ups are
 //! messages on core subjects. All of it goes over one connection of the process, which is made again for
 //! ever once it has been made.
 //!
@@ -9,6 +9,7 @@
 //! buckets have direct reads disabled, and the log reads single entries through the leader too. A replica
 //! that lags would make an entry look lost, and so begin a new epoch of the log for nothing.
 
+mod blobs;
 mod bus;
 mod connection;
 mod errors;
@@ -30,6 +31,7 @@ use muster_domain::ids::Cell;
 use muster_ports::{EngineError, LEASE_TTL};
 use uuid::Uuid;
 
+pub use self::blobs::NatsBlobs;
 pub use self::bus::NatsBus;
 use self::connection::{Connection, Notices};
 pub use self::errors::NatsError;
@@ -60,6 +62,8 @@ pub struct NatsOptions {
     pub replicas: usize,
     /// Bytes of the log; past this it is full.
     pub max_bytes: u64,
+    /// Bytes of the blobs; past this the store of blobs is full.
+    pub max_blob_bytes: u64,
     /// Bytes of the largest payload of the log, where that is less than the server takes.
     pub max_payload: Option<usize>,
     /// Time to live of a value in the bucket of leases.
@@ -88,8 +92,8 @@ pub struct ListenerLimits {
 }
 
 impl NatsOptions {
-    /// Settings of a role that creates nothing, on one replica: 8 GiB of log, a minute to start, 5 s for
-    /// an answer.
+    /// Settings of a role that creates nothing, on one replica: 8 GiB of log, 2 GiB of blobs, a minute to
+    /// start, 5 s for an answer.
     pub fn new(url: impl Into<String>, cell: Cell) -> Self {
         Self {
             url: url.into(),
@@ -98,6 +102,7 @@ impl NatsOptions {
             cluster: None,
             replicas: 1,
             max_bytes: 8 * 1024 * 1024 * 1024,
+            max_blob_bytes: 2 * 1024 * 1024 * 1024,
             max_payload: None,
             lease_ttl: LEASE_TTL,
             deadline: Duration::from_secs(60),
@@ -127,8 +132,11 @@ impl NatsOptions {
             let problem = format!("replicas must be 1, 3 or 5, and not {}", self.replicas);
             return Err(NatsError::Settings(problem));
         }
-        if self.max_bytes == 0 || i64::try_from(self.max_bytes).is_err() {
-            return Err(NatsError::Settings("the log's size must be above 0 and below 2^63".to_owned()));
+        for (what, bytes) in [("log", self.max_bytes), ("blobs", self.max_blob_bytes)] {
+            if bytes == 0 || i64::try_from(bytes).is_err() {
+                let problem = format!("the size of the {what} must be above 0 and below 2^63");
+                return Err(NatsError::Settings(problem));
+            }
         }
         if self.lease_ttl < Duration::from_secs(1) || self.timeout.is_zero() {
             return Err(NatsError::Settings("leases live a second or longer, waits are above 0".to_owned()));
@@ -170,6 +178,7 @@ impl fmt::Debug for NatsOptions {
             .field("cluster", &self.cluster)
             .field("replicas", &self.replicas)
             .field("max_bytes", &self.max_bytes)
+            .field("max_blob_bytes", &self.max_blob_bytes)
             .field("max_payload", &self.max_payload)
             .field("lease_ttl", &self.lease_ttl)
             .field("deadline", &self.deadline)
@@ -188,18 +197,19 @@ fn reconnect_delay(attempts: usize) -> Duration {
     (Duration::from_millis(50) * steps).min(RECONNECT_AT_MOST)
 }
 
-/// A connection to NATS, on which the stream and the buckets of a cell were found fit.
+/// A connection to NATS, on which the streams and the buckets of a cell were found fit.
 #[derive(Clone)]
 pub struct Nats {
     connection: Arc<Connection>,
     log: NatsLog,
+    blobs: NatsBlobs,
     leases: NatsKeyValue,
     values: NatsKeyValue,
     bus: NatsBus,
 }
 
 impl Nats {
-    /// Connects, checks the server, and creates or waits for the stream and the buckets. It logs what it
+    /// Connects, checks the server, and creates or waits for the streams and the buckets. It logs what it
     /// waits for, and gives up at the deadline.
     pub async fn connect(options: NatsOptions) -> Result<Self, NatsError> {
         options.check()?;
@@ -216,6 +226,7 @@ impl Nats {
         let connection = Arc::new(Connection { client, context, cell, timeout, notices, made });
         start.jetstream(&connection.context).await?;
         let log = start.stream(&connection.context, streams::log_config(&options)).await?;
+        let blobs = start.stream(&connection.context, streams::blobs_config(&options)).await?;
         let bucket = async |what, ttl| {
             let name = names::bucket(&options.cell, what);
             let config = streams::bucket_config(&options, &name, ttl);
@@ -226,6 +237,7 @@ impl Nats {
             leases: bucket("leases", Some(options.lease_ttl)).await?,
             values: bucket("values", None).await?,
             log: NatsLog::new(Arc::clone(&connection), log, options.max_payload),
+            blobs: NatsBlobs::new(Arc::clone(&connection), blobs),
             bus: NatsBus::new(Arc::clone(&connection), options.listener),
             connection,
         })
@@ -234,6 +246,11 @@ impl Nats {
     /// The log of the cell.
     pub fn log(&self) -> NatsLog {
         self.log.clone()
+    }
+
+    /// The blobs of the cell.
+    pub fn blobs(&self) -> NatsBlobs {
+        self.blobs.clone()
     }
 
     /// The bucket of leases, whose values go away when they are not renewed.

@@ -46,6 +46,7 @@ fn options(url: String) -> NatsOptions {
     NatsOptions {
         cluster: Some(CLUSTER),
         max_bytes: 64 * 1024 * 1024,
+        max_blob_bytes: 16 * 1024 * 1024,
         deadline: Duration::from_secs(20),
         ..NatsOptions::new(url, new_cell())
     }

@@ -25,6 +25,7 @@ async fn nothing_is_lost_with_one_server() {
         cluster: Some(Uuid::from_u128(1)),
         replicas: 3,
         max_bytes: 64 * 1024 * 1024,
+        max_blob_bytes: 16 * 1024 * 1024,
         ..NatsOptions::new(cluster.url(), "eu.west".parse().unwrap())
     };
     let nats = Nats::connect(options).await.unwrap();

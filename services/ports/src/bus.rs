@@ -8,6 +8,10 @@ use muster_domain::ids::{Cell, GatewayId};
 
 use crate::EngineError;
 
+/// Bytes of payload that every bus takes in one message. What is larger goes as a [blob](crate::blobs), or
+/// in parts.
+pub const MAX_PAYLOAD: usize = 1 << 20;
+
 /// Where a message goes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Subject {

@@ -1,8 +1,9 @@
-//! What Muster's roles ask of engines: the log, ownership, the bus, key-value, the store.
+//! What Muster's roles ask of engines: the log, blobs, ownership, the bus, key-value, the store.
 //!
 //! Each port is a trait of a few methods; its documentation states the consistency that a caller
 //! may rely on. [`contract`] holds the suite that every adapter passes.
 
+pub mod blobs;
 pub mod bus;
 pub mod contract;
 pub mod floors;

@@ -44,6 +44,9 @@ pub enum PublishError {
 /// The log. What was acknowledged is there until it is purged, or until the log itself is lost.
 #[async_trait]
 pub trait Log: Send + Sync {
+    /// Bytes of the largest payload that it takes now.
+    fn max_payload(&self) -> usize;
+
     /// Appends an entry and returns its position once it is durable. Entries that one caller
     /// publishes one after the other to one partition stand in that order. A second publish of one
     /// id within two minutes has no effect, and returns the position of the first.
@@ -61,6 +64,10 @@ pub trait Log: Send + Sync {
     /// log that one knew.
     async fn id_at(&self, partition: Partition, position: Position)
     -> Result<Option<MessageId>, EngineError>;
+
+    /// Position of the last entry of the partition, zero if none is there. Entries whose publish was
+    /// answered before this began are not above it.
+    async fn last(&self, partition: Partition) -> Result<Position, EngineError>;
 
     /// Removes entries of the partition below `position`; the one at `position` stays.
     async fn purge(&self, partition: Partition, position: Position) -> Result<(), EngineError>;

@@ -5,20 +5,27 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::connection::State;
-use async_nats::jetstream::Context;
+use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::publish::PublishAck;
+use async_nats::jetstream::{Context, ErrorCode};
 use async_nats::{Client, ClientError, Event, ServerError};
 use muster_domain::ids::Cell;
 use muster_ports::EngineError;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use super::errors::unavailable;
+use super::errors::{answer, unavailable};
 
 /// A kind of notice is logged at most once in this time.
 const NOTICE_EVERY: Duration = Duration::from_secs(60);
 /// How often a wait looks at the connection's state by itself, should an event be lost.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Wait before a message is sent again that its stream could not take yet.
+const NOT_YET: Duration = Duration::from_millis(50);
+/// Wait for an acknowledgement before a message is sent again.
+const SEND_AGAIN: Duration = Duration::from_millis(1500);
 
 /// The connection.
 pub(super) struct Connection {
@@ -47,7 +54,7 @@ impl Connection {
             while !self.is_up() {
                 // An end of the events leaves the looking.
                 if let Ok(Err(_)) = timeout(LOOK_EVERY, made.changed()).await {
-                    tokio::time::sleep(LOOK_EVERY).await;
+                    sleep(LOOK_EVERY).await;
                 }
             }
         };
@@ -69,6 +76,43 @@ impl Connection {
             .unwrap_or_else(|_| Err(unavailable(format_args!("no answer to {what} in time")).into()))
     }
 
+    /// Publishes a message until its stream has acknowledged it, for a while. It is sent again where the
+    /// acknowledgement is lost, so it must be one that may arrive twice.
+    pub(super) async fn publish(
+        &self,
+        subject: &str,
+        message: impl Fn() -> PublishMessage,
+    ) -> Result<PublishAck, NotPublished> {
+        let give_up = Instant::now() + self.timeout.saturating_sub(2 * NOT_YET);
+        self.bounded("a publish", async {
+            loop {
+                self.up().await?;
+                let mut made = self.made.clone();
+                made.mark_unchanged();
+                let send = async { self.context.send_publish(subject.to_owned(), message()).await?.await };
+                let error = tokio::select! {
+                    biased;
+                    acknowledged = send => match acknowledged {
+                        Ok(acknowledgement) => return Ok(acknowledgement),
+                        Err(error) => error,
+                    },
+                    // The acknowledgement is lost with the connection or with the stream's leader.
+                    Ok(()) = made.changed() => continue,
+                    () = sleep(SEND_AGAIN) => continue,
+                };
+                match error.kind() {
+                    PublishErrorKind::TimedOut => {}
+                    // Nobody listens for the stream: it has no leader for the moment, or is gone.
+                    PublishErrorKind::StreamNotFound if Instant::now() < give_up => sleep(NOT_YET).await,
+                    // An earlier attempt is on its way to the replicas; soon it has a position.
+                    _ if is_in_process(&error) => sleep(NOT_YET).await,
+                    _ => return Err(NotPublished::Refused(error)),
+                }
+            }
+        })
+        .await
+    }
+
     /// Waits until the server has handled all that was sent on this connection before.
     pub(super) async fn settle(&self) -> Result<(), EngineError> {
         let nowhere = super::names::nowhere(&self.cell);
@@ -81,6 +125,24 @@ impl Connection {
         })
         .await
     }
+}
+
+/// Why a stream did not acknowledge a message.
+pub(super) enum NotPublished {
+    /// It did not answer.
+    Engine(EngineError),
+    /// What it answered.
+    Refused(PublishError),
+}
+
+impl From<EngineError> for NotPublished {
+    fn from(error: EngineError) -> Self {
+        Self::Engine(error)
+    }
+}
+
+fn is_in_process(error: &PublishError) -> bool {
+    answer(error).is_some_and(|answer| answer.error_code() == ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT)
 }
 
 /// Logs that must not become many: one of each kind in a minute, with the number of those left out.

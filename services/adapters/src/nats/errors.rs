@@ -4,7 +4,8 @@ use std::error::Error;
 use std::fmt::Display;
 use std::time::Duration;
 
-use async_nats::jetstream;
+use async_nats::jetstream::context::PublishError;
+use async_nats::jetstream::{self, ErrorCode};
 use muster_ports::EngineError;
 
 /// Name of the engine in errors.
@@ -56,6 +57,20 @@ pub(super) fn answer<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a jetstre
         next = error.source();
     }
     None
+}
+
+/// Whether a stream did not take a message because there is no room for it.
+pub(super) fn is_full(error: &PublishError) -> bool {
+    answer(error).is_some_and(|answer| match answer.error_code() {
+        // The error of any failed write: the words tell which.
+        ErrorCode::STREAM_STORE_FAILED => answer.to_string().starts_with("maximum "),
+        code => [
+            ErrorCode::ACCOUNT_RESOURCES_EXCEEDED,
+            ErrorCode::STORAGE_RESOURCES_EXCEEDED,
+            ErrorCode::INSUFFICIENT_RESOURCES,
+        ]
+        .contains(&code),
+    })
 }
 
 /// A list of addresses without what stands before `@` in them.

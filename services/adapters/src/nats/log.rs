@@ -2,25 +2,22 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::header::NATS_MESSAGE_ID;
-use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
+use async_nats::jetstream::stream::{LastRawMessageErrorKind, RawMessageErrorKind, Stream};
 use async_trait::async_trait;
 use bytes::Bytes;
 use muster_domain::ids::{MessageId, Partition};
 use muster_ports::EngineError;
 use muster_ports::log::{Log, LogReader, Position, PublishError};
-use tokio::time::{Instant, sleep};
 use tracing::warn;
 use uuid::Uuid;
 
-use super::connection::Connection;
-use super::errors::{answer, corrupt, unavailable};
+use super::connection::{Connection, NotPublished};
+use super::errors::{corrupt, is_full, unavailable};
 use super::names;
 use super::reader::NatsReader;
 
@@ -28,10 +25,6 @@ use super::reader::NatsReader;
 const HEADER_BYTES: usize = 64;
 /// How errors end that say that there is no stream.
 const STREAM_NOT_FOUND: &str = "error code 10059)";
-/// Wait before a publish is sent again that the stream could not take yet.
-const NOT_YET: Duration = Duration::from_millis(50);
-/// Wait for an acknowledgement before a publish is sent again.
-const SEND_AGAIN: Duration = Duration::from_millis(1500);
 
 /// The log of a cell on a JetStream stream. A clone is the same log.
 #[derive(Clone)]
@@ -60,12 +53,6 @@ impl NatsLog {
     /// Name of the stream.
     pub fn stream_name(&self) -> &str {
         &self.stream.cached_info().config.name
-    }
-
-    /// Bytes of the largest payload that it takes.
-    pub fn max_payload(&self) -> usize {
-        let of_server = self.connection.client.max_payload().saturating_sub(HEADER_BYTES);
-        self.max_payload.map_or(of_server, |limit| limit.min(of_server))
     }
 
     pub(super) fn subject(&self, partition: Partition) -> String {
@@ -115,17 +102,7 @@ impl NatsLog {
             }
             _ => {}
         }
-        let is_full = answer(&error).is_some_and(|answer| match answer.error_code() {
-            // The error of any failed write: the words tell which.
-            ErrorCode::STREAM_STORE_FAILED => answer.to_string().starts_with("maximum "),
-            code => [
-                ErrorCode::ACCOUNT_RESOURCES_EXCEEDED,
-                ErrorCode::STORAGE_RESOURCES_EXCEEDED,
-                ErrorCode::INSUFFICIENT_RESOURCES,
-            ]
-            .contains(&code),
-        });
-        if !is_full {
+        if !is_full(&error) {
             return self.failed(&error).into();
         }
         if let Some(left_out) = self.connection.notices.due("full") {
@@ -133,10 +110,6 @@ impl NatsLog {
         }
         PublishError::Full
     }
-}
-
-fn is_in_process(error: &(dyn std::error::Error + 'static)) -> bool {
-    answer(error).is_some_and(|answer| answer.error_code() == ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT)
 }
 
 /// The publisher's id in these headers. What others published has the nil id, so that it does not stop a
@@ -149,6 +122,11 @@ pub(super) fn message_id(headers: Option<&HeaderMap>) -> MessageId {
 
 #[async_trait]
 impl Log for NatsLog {
+    fn max_payload(&self) -> usize {
+        let of_server = self.connection.client.max_payload().saturating_sub(HEADER_BYTES);
+        self.max_payload.map_or(of_server, |limit| limit.min(of_server))
+    }
+
     async fn publish(
         &self,
         partition: Partition,
@@ -160,37 +138,13 @@ impl Log for NatsLog {
             return Err(PublishError::TooLarge { size, limit });
         }
         let (subject, id) = (self.subject(partition), id.to_string());
-        let give_up = Instant::now() + self.connection.timeout.saturating_sub(2 * NOT_YET);
-        let publish = async {
-            loop {
-                self.connection.up().await?;
-                let mut made = self.connection.made.clone();
-                made.mark_unchanged();
-                let message = PublishMessage::build().payload(payload.clone()).message_id(&id);
-                let send =
-                    async { self.connection.context.send_publish(subject.clone(), message).await?.await };
-                let error = tokio::select! {
-                    biased;
-                    acknowledged = send => match acknowledged {
-                        Ok(acknowledgement) => return Ok(Position(acknowledgement.sequence)),
-                        Err(error) => error,
-                    },
-                    // The acknowledgement is lost with the connection or with the stream's leader. The id
-                    // makes sending again safe, wherever the first attempt went.
-                    Ok(()) = made.changed() => continue,
-                    () = sleep(SEND_AGAIN) => continue,
-                };
-                match error.kind() {
-                    PublishErrorKind::TimedOut => {}
-                    // Nobody listens for the stream: it has no leader for the moment, or is gone.
-                    PublishErrorKind::StreamNotFound if Instant::now() < give_up => sleep(NOT_YET).await,
-                    // An earlier attempt is on its way to the replicas; soon it has a position.
-                    _ if is_in_process(&error) => sleep(NOT_YET).await,
-                    _ => return Err(self.publish_failed(error, size)),
-                }
-            }
-        };
-        self.connection.bounded("a publish", publish).await
+        // The id makes sending again safe, wherever an earlier attempt went.
+        let message = || PublishMessage::build().payload(payload.clone()).message_id(&id);
+        match self.connection.publish(&subject, message).await {
+            Ok(acknowledgement) => Ok(Position(acknowledgement.sequence)),
+            Err(NotPublished::Engine(error)) => Err(error.into()),
+            Err(NotPublished::Refused(error)) => Err(self.publish_failed(error, size)),
+        }
     }
 
     async fn read(&self, partition: Partition, after: Position) -> Result<Box<dyn LogReader>, EngineError> {
@@ -205,6 +159,16 @@ impl Log for NatsLog {
         match self.look(partition, position).await? {
             Found::Entry(id) => Ok(Some(id)),
             Found::Nothing | Found::Elsewhere => Ok(None),
+        }
+    }
+
+    async fn last(&self, partition: Partition) -> Result<Position, EngineError> {
+        let subject = self.subject(partition);
+        let request = async { Ok(self.stream.get_last_raw_message_by_subject(&subject).await) };
+        match self.connection.bounded::<_, EngineError>("a read of the log", request).await? {
+            Ok(message) => Ok(Position(message.sequence)),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(Position::default()),
+            Err(error) => Err(self.failed(&error)),
         }
     }
 

@@ -4,7 +4,7 @@
 //! may hold it, but never `_`, which stands for it.
 
 use async_nats::Subject as NatsSubject;
-use muster_domain::ids::{Cell, Partition};
+use muster_domain::ids::{Cell, Digest, Partition, Tenant};
 use muster_ports::bus::Subject;
 
 /// A name of ours as one token.
@@ -25,6 +25,21 @@ pub(super) fn log_subjects(cell: &Cell) -> String {
 /// The subject of a partition's entries.
 pub(super) fn log_subject(cell: &Cell, partition: Partition) -> String {
     format!("muster.{}.log.{}", token(cell.as_str()), partition.number())
+}
+
+/// Name of the stream of a cell's blobs. It begins as no stream of a log does, whatever cells are called.
+pub(super) fn blob_stream(cell: &Cell) -> String {
+    format!("BLOBS_muster-{}", token(cell.as_str()))
+}
+
+/// Every piece of every blob.
+pub(super) fn blob_subjects(cell: &Cell) -> String {
+    format!("muster.{}.blob.*.*.*", token(cell.as_str()))
+}
+
+/// The subject of a piece of a blob.
+pub(super) fn blob_subject(cell: &Cell, tenant: &Tenant, digest: &Digest, piece: usize) -> String {
+    format!("muster.{}.blob.{}.{digest}.{piece}", token(cell.as_str()), token(tenant.as_str()))
 }
 
 /// Name of a bucket of a cell.
@@ -130,6 +145,11 @@ mod tests {
     fn names_are_kept_apart() {
         assert_eq!(log_stream(&cell("eu.west-1")), "muster-eu_west-1");
         assert_eq!(log_subject(&cell("eu.1"), Partition::new(7).unwrap()), "muster.eu_1.log.7");
+        assert_eq!(blob_stream(&cell("eu.west-1")), "BLOBS_muster-eu_west-1");
+        let digest = Digest([0xab; 32]);
+        let blob = |tenant: &str| blob_subject(&cell("eu.1"), &tenant.parse().unwrap(), &digest, 7);
+        assert_eq!(blob("a.b"), format!("muster.eu_1.blob.a_b.{digest}.7"));
+        assert_ne!(blob("a.b"), blob("a-b"));
         let gateway = |name: &str| bus_subject(&Subject::Gateway(cell("eu"), name.parse().unwrap()));
         assert_eq!(gateway("g.1").as_str(), "muster.eu.gateway.g_1");
         assert_ne!(gateway("g.1"), gateway("g-1"));

@@ -10,6 +10,7 @@ use async_nats::jetstream::context::{
 use async_nats::jetstream::stream::{Config, Stream};
 use async_nats::jetstream::{self, ErrorCode};
 use async_nats::{Client, ConnectErrorKind, Event};
+use muster_ports::bus::MAX_PAYLOAD;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{info, warn};
@@ -68,6 +69,7 @@ impl<'a> Start<'a> {
             let reason = match timeout_at(self.until, options.connect(addresses.clone())).await {
                 Ok(Ok(client)) => {
                     check_version(&client.server_info().version)
+                        .and_then(|()| check_payload(client.max_payload()))
                         .map_err(|(reason, fix)| self.refused(reason, fix))?;
                     // Or the first connection would be taken for another one later.
                     let _ = timeout(ATTEMPT_EVERY, made.wait_for(|made| *made > 0)).await;
@@ -142,7 +144,7 @@ impl<'a> Start<'a> {
             }
             CreateStreamErrorKind::JetStream(error) if is_lasting(&error) => Err(self.refused(
                 format_args!("it does not create the stream {name}: {error}"),
-                "check the settings for replicas and for the size of the log against what the servers have",
+                "check the settings for replicas and for the sizes of the log and the blobs against what the servers have",
             )),
             _ => self.pause(format!("the stream {name} is not created: {error}")).await,
         }
@@ -194,9 +196,25 @@ fn check_version(version: &str) -> Result<(), (String, String)> {
     }
 }
 
+/// Whether a server takes payloads that are large enough; if not, the reason and the fix.
+fn check_payload(limit: usize) -> Result<(), (String, String)> {
+    if limit >= MAX_PAYLOAD {
+        return Ok(());
+    }
+    let reason =
+        format!("the server takes payloads of {limit} bytes at most, and Muster sends {MAX_PAYLOAD}");
+    Err((reason, "set `max_payload: 1MB` or more in the configuration of every server".to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn servers_for_small_payloads_are_refused() {
+        assert_eq!(check_payload(1 << 20), Ok(()));
+        assert!(check_payload(1_000_000).unwrap_err().1.contains("max_payload: 1MB"));
+    }
 
     #[test]
     fn old_servers_are_refused() {

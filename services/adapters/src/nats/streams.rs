@@ -39,6 +39,22 @@ pub(super) fn log_config(options: &NatsOptions) -> Config {
     }
 }
 
+/// The stream of the blobs. Its pieces are found by their subjects and never change, so a replica may
+/// answer for the leader, which is asked for what the replica does not have.
+pub(super) fn blobs_config(options: &NatsOptions) -> Config {
+    Config {
+        name: names::blob_stream(&options.cell),
+        description: Some("Payloads that are too large for one message, until they are read.".to_owned()),
+        subjects: vec![names::blob_subjects(&options.cell)],
+        max_messages_per_subject: 1,
+        max_bytes: i64::try_from(options.max_blob_bytes).unwrap_or(i64::MAX),
+        duplicate_window: DUPLICATE_WINDOW,
+        allow_direct: true,
+        metadata: metadata(options),
+        ..common(options)
+    }
+}
+
 /// The stream under a bucket, as other clients of key-value buckets expect it, but for direct reads: a
 /// replica that lags would answer them with a value that was overwritten or removed before.
 pub(super) fn bucket_config(options: &NatsOptions, bucket: &str, ttl: Option<Duration>) -> Config {
@@ -233,6 +249,18 @@ mod tests {
         let found = log_config(&options());
         let gateway = NatsOptions { cluster: None, ..options() };
         assert_eq!(compare(&log_config(&gateway), &found), Ok(()));
+    }
+
+    #[test]
+    fn blobs_have_a_bound_and_one_message_a_piece() {
+        let want = blobs_config(&options());
+        assert_eq!(compare(&want, &want), Ok(()));
+        let found = Config { max_bytes: -1, ..want.clone() };
+        let (reason, fix) = compare(&want, &found).unwrap_err();
+        assert!(reason.starts_with("the stream BLOBS_muster-eu has max_bytes -1"), "{reason}");
+        assert!(fix.contains("`nats stream edit BLOBS_muster-eu --max-bytes=2147483648`"), "{fix}");
+        let found = Config { max_messages_per_subject: -1, ..want.clone() };
+        assert!(compare(&want, &found).unwrap_err().1.contains("--max-msgs-per-subject=1"));
     }
 
     #[test]

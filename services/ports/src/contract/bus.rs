@@ -6,7 +6,7 @@ use bytes::Bytes;
 use muster_domain::ids::{Cell, GatewayId};
 
 use super::poll::{join, poll_once};
-use crate::bus::{Bus, Received, RequestError, Subject, Subscription};
+use crate::bus::{Bus, MAX_PAYLOAD, Received, RequestError, Subject, Subscription};
 
 /// Runs every case, each on a bus of its own that `make` gives. `pause` lets time go by, so that
 /// what was sent has arrived. A case that does not end is a failure too: a listener was not woken.
@@ -21,6 +21,7 @@ pub async fn all<B: Bus>(make: impl AsyncFn() -> B, pause: impl AsyncFn(Duration
     a_request_to_a_queue_reaches_one_listener(&make().await, &pause).await;
     nobody_listens(&make().await, &pause).await;
     nobody_answers(&make().await).await;
+    a_large_message_arrives(&make().await).await;
     a_slow_listener_goes_on(&make().await, &pause).await;
 }
 
@@ -244,6 +245,17 @@ async fn nobody_answers(bus: &dyn Bus) {
     let dropping = async { drop(next(&mut *subscription).await) };
     let (dropped, ()) = join(bus.request(&control(), number(2), MOMENT), dropping).await;
     assert!(matches!(dropped, Err(RequestError::TimedOut)), "{dropped:?} where the request was dropped");
+}
+
+async fn a_large_message_arrives(bus: &dyn Bus) {
+    let largest = Bytes::from(vec![7; MAX_PAYLOAD]);
+    let mut deliveries = bus.subscribe(&self::deliveries()).await.unwrap();
+    bus.publish(&self::deliveries(), largest.clone()).await.unwrap();
+    assert!(next(&mut *deliveries).await.payload == largest);
+    let mut requests = bus.subscribe(&control()).await.unwrap();
+    let (answered, ()) =
+        join(bus.request(&control(), largest.clone(), PATIENCE), answer(&mut *requests, "")).await;
+    assert!(answered.unwrap() == largest);
 }
 
 async fn a_slow_listener_goes_on(bus: &dyn Bus, pause: &impl AsyncFn(Duration)) {

@@ -28,6 +28,7 @@ pub async fn all<L: Log>(make: impl AsyncFn(Limits) -> L) {
     a_waiting_reader_is_woken(&make(LIMITS).await).await;
     a_cancelled_wait_loses_nothing(&make(LIMITS).await).await;
     a_repeated_id_has_no_effect(&make(LIMITS).await).await;
+    the_last_entry_is_known(&make(LIMITS).await).await;
     a_position_is_recognised_by_its_id(&make(LIMITS).await).await;
     purge_keeps_the_entry_at_the_position(&make(LIMITS).await).await;
     purge_of_everything_keeps_positions_rising(&make(LIMITS).await).await;
@@ -149,6 +150,20 @@ async fn a_repeated_id_has_no_effect(log: &dyn Log) {
     assert_eq!(take(&mut *reader, 2).await, entries[2..]);
 }
 
+async fn the_last_entry_is_known(log: &dyn Log) {
+    assert_eq!(log.last(partition(15)).await.unwrap(), Position::default());
+    for number in 0..3 {
+        let position = publish(log, partition(15), number).await;
+        publish(log, partition(16), 100 + number).await;
+        assert_eq!(log.last(partition(15)).await.unwrap(), position);
+    }
+    let last = log.last(partition(15)).await.unwrap();
+    log.purge(partition(15), last).await.unwrap();
+    assert_eq!(log.last(partition(15)).await.unwrap(), last, "the entry at the position stays");
+    log.purge(partition(15), Position(last.0 + 1)).await.unwrap();
+    assert_eq!(log.last(partition(15)).await.unwrap(), Position::default());
+}
+
 async fn a_position_is_recognised_by_its_id(log: &dyn Log) {
     let entries = fill(log, partition(5), 0..3).await;
     let elsewhere = fill(log, partition(6), 3..4).await;
@@ -227,6 +242,7 @@ async fn partitions_are_apart(log: &dyn Log) {
 
 async fn a_large_payload_is_refused(log: &dyn Log) {
     let limit = LIMITS.payload_bytes;
+    assert_eq!(log.max_payload(), limit);
     let refused = log.publish(partition(12), id(0), vec![1; limit + 1].into()).await;
     match refused {
         Err(PublishError::TooLarge { size, limit: told }) => assert_eq!((size, told), (limit + 1, limit)),

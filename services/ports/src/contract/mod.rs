@@ -3,6 +3,7 @@
 //! A suite is given a fresh, empty engine and panics where the engine breaks the contract.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "these are tests, for adapters' test targets to call")]
 
+pub mod blobs;
 pub mod bus;
 pub mod kv;
 pub mod log;
