@@ -6,8 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use moka::future::Cache;
 use muster_domain::ids::{Digest, Tenant};
+use muster_ports::blobs::{BlobRef, patience};
 use muster_ports::bus::Subject;
 use muster_proto::Message;
+use muster_proto::bus as wire;
 use muster_proto::bus::segment::Kind;
 use muster_proto::bus::{
     CompiledBody, ControlReply, ControlRequest, GetBody, SlotValues, control_reply, control_request,
@@ -69,9 +71,24 @@ async fn fetch(shared: &Shared, tenant: &Tenant, digest: Digest) -> Result<Arc<C
     let answer = answer.map_err(|error| error.to_string())?;
     match ControlReply::decode(answer).map_err(|error| error.to_string())?.reply {
         Some(control_reply::Reply::Body(body)) => Ok(Arc::new(body)),
+        Some(control_reply::Reply::BodyBlob(blob)) => read(shared, tenant, &blob).await.map(Arc::new),
         Some(control_reply::Reply::Error(error)) => Err(error),
         _ => Err("control gave no body".to_owned()),
     }
+}
+
+/// A body that control put as a blob.
+async fn read(shared: &Shared, tenant: &Tenant, blob: &wire::BlobRef) -> Result<CompiledBody, String> {
+    let digest = Digest::try_from(blob.digest.as_ref()).map_err(|error| error.to_string())?;
+    let blob = BlobRef { digest, size: blob.size };
+    let found = tokio::time::timeout(patience(blob.size), shared.engines.blobs.get(tenant, &blob)).await;
+    let content = match found {
+        Ok(Ok(Some(content))) => content,
+        Ok(Ok(None)) => return Err(format!("blob {digest} of control is not there (any more)")),
+        Ok(Err(error)) => return Err(format!("blob {digest} of control: {error}")),
+        Err(_) => return Err(format!("blob {digest} of control was not read in time")),
+    };
+    CompiledBody::decode(content).map_err(|error| format!("blob {digest} of control is no body: {error}"))
 }
 
 /// Writes literals and slot values one after the other.

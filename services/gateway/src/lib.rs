@@ -6,6 +6,7 @@
 mod accept;
 mod admission;
 mod bodies;
+mod budgets;
 mod connection;
 mod deliveries;
 mod fence;
@@ -14,6 +15,7 @@ mod listener;
 mod mailbox;
 mod metrics;
 mod outages;
+mod payload;
 mod registry;
 mod requests;
 mod settler;
@@ -28,6 +30,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use muster_domain::budget::Rate;
 use muster_domain::ids::{Cell, GatewayId, Incarnation};
+use muster_ports::blobs::Blobs;
 use muster_ports::bus::{Bus, Subject};
 use muster_ports::kv::KeyValue;
 use muster_ports::log::Log;
@@ -41,6 +44,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::admission::Admission;
+pub use crate::budgets::Limits as Budgets;
 pub use crate::metrics::Metrics;
 use crate::socket::Socket;
 
@@ -58,6 +62,8 @@ pub struct Settings {
     pub max_connections: usize,
     /// Longest WebSocket message taken, in bytes; a longer one closes the connection with 1009.
     pub max_message_size: usize,
+    /// How much may be published.
+    pub budgets: Budgets,
     /// Connections of one tenant at once; further upgrades get 429.
     pub max_connections_per_tenant: usize,
     /// Connections taken a second, and at once; further upgrades wait for a moment and then get 503. Half of
@@ -83,6 +89,7 @@ impl Settings {
             max_connections_per_tenant: usize::MAX,
             connection_rate: Rate { per_second: 5_000, burst: 10_000 },
             max_message_size: 64 << 20,
+            budgets: Budgets::default(),
             drain: Duration::from_secs(30),
             ping_every: Duration::from_secs(25),
             silent_after: Duration::from_secs(60),
@@ -96,6 +103,8 @@ impl Settings {
 pub struct Engines {
     /// Where reports go.
     pub log: Arc<dyn Log>,
+    /// Where reports go that are too large for the log, and bodies come from that are for the bus.
+    pub blobs: Arc<dyn Blobs>,
     /// Who holds which agent.
     pub ownership: Arc<dyn Ownership>,
     /// Deliveries and requests.
@@ -128,6 +137,7 @@ struct Shared {
     registry: registry::Registry,
     settler: settler::Settler,
     bodies: bodies::Bodies,
+    budgets: budgets::Budgets,
     fence: fence::Fence,
     outages: outages::Outages,
     admission: Admission,
@@ -191,6 +201,7 @@ impl Gateway {
             registry: registry::Registry::default(),
             settler: settler::Settler::default(),
             bodies: bodies::Bodies::new(),
+            budgets: budgets::Budgets::new(settings.budgets),
             fence: fence::Fence::default(),
             closing: CancellationToken::new(),
             tracker: TaskTracker::new(),
@@ -212,6 +223,7 @@ impl Gateway {
         shared.spawn(&helpers, deliveries::serve(Arc::clone(&shared), deliveries, background.clone()));
         shared.spawn(&helpers, requests::serve(Arc::clone(&shared), requests, background.clone()));
         shared.spawn(&helpers, settler::keep(Arc::clone(&shared), background.clone()));
+        shared.spawn(&helpers, budgets::keep(Arc::clone(&shared), background.clone()));
         helpers.close();
         Ok(Self { shared, background, helpers })
     }

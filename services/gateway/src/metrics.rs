@@ -12,6 +12,8 @@ pub struct Metrics {
     pub(crate) sent: IntCounter,
     pub(crate) refused_connections: IntCounterVec,
     pub(crate) publishes: IntCounterVec,
+    pub(crate) blobs: IntCounterVec,
+    pub(crate) over_budget: IntCounterVec,
     pub(crate) claims: IntCounterVec,
     pub(crate) offers: IntCounterVec,
 }
@@ -37,7 +39,16 @@ impl Metrics {
             registry.register(Box::new(family.clone()))?;
             Ok(family)
         };
+        let over_budget = family(
+            "muster_gateway_over_budget_total",
+            "Reports refused because the budget of their agent or tenant was used up.",
+            "scope",
+        )?;
+        for scope in ["agent", "tenant"] {
+            over_budget.with_label_values(&[scope]);
+        }
         Ok(Self {
+            over_budget,
             connected_agents: gauge(
                 Opts::new("opamp_server_connected_agents", "Agents with a live session on this server.")
                     .const_label("region", region),
@@ -64,6 +75,11 @@ impl Metrics {
                 "reason",
             )?,
             publishes: family("muster_gateway_publishes_total", "Entries published to the log.", "result")?,
+            blobs: family(
+                "muster_gateway_blobs_total",
+                "Reports too large for the log, put as blobs.",
+                "result",
+            )?,
             claims: family("muster_gateway_claims_total", "Claims of agents.", "result")?,
             offers: family("muster_gateway_offers_total", "Remote config offers to agents.", "result")?,
         })

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use muster_domain::agent::{EndReason, Transport};
-use muster_domain::ids::{AgentKey, MessageId, Partition, SessionId};
+use muster_domain::ids::{AgentKey, MessageId, SessionId};
 use muster_domain::sequence::Known;
 use muster_opamp::connection::{Claimed, NotNow, Publish};
 use muster_ports::bus::Subject;
@@ -17,14 +17,12 @@ use muster_proto::bus::{
 };
 use tracing::{Instrument as _, debug_span, error, warn};
 
-use crate::{Shared, trace};
+use crate::{Shared, budgets, payload, trace};
 
 /// Longest wait for ownership.
 const CLAIM_DEADLINE: Duration = Duration::from_secs(2);
 /// Longest wait for control's verdict on a contested claim.
 const CONTEST_DEADLINE: Duration = Duration::from_secs(5);
-/// Longest wait for the log.
-const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long an agent is asked to stay away: 30 to 60 s, so that a crowd does not return at once.
 pub(crate) fn retry_after(shared: &Shared) -> Duration {
@@ -161,43 +159,38 @@ async fn resolve(
     }
 }
 
-/// Publishes one entry and waits until the log has it.
+/// Publishes one entry and waits until the log has it. A report has to be within the budgets; what is
+/// said of a session alone, such as its end, is not refused.
 pub(crate) async fn publish(
     shared: &Shared,
     key: &AgentKey,
     publish: Publish,
     remote_addr: &str,
 ) -> Result<(), NotNow> {
+    if let Some((_, message)) = &publish.message {
+        budgets::spend(shared, key, message.len())?;
+    }
     let span = debug_span!("report", tenant = %key.tenant, agent_id = %key.uid, otel.kind = "producer");
     let mut envelope = envelope(shared, key, publish, remote_addr);
     envelope.traceparent = trace::traceparent(&span);
     let id = MessageId(shared.engines.new_id());
-    let work = shared.engines.log.publish(Partition::of(key), id, envelope.encode_to_vec().into());
-    let stored = tokio::time::timeout(PUBLISH_DEADLINE, work).instrument(span.clone()).await;
+    let stored = payload::publish(shared, key, id, envelope).instrument(span.clone()).await;
     let _reporting = span.entered();
     let (result, refusal) = match stored {
-        Ok(Ok(_)) => ("stored", None),
-        Ok(Err(PublishError::TooLarge { size, limit })) => {
+        Ok(_) => ("stored", None),
+        Err(PublishError::TooLarge { size, limit }) => {
             error!(tenant = %key.tenant, agent_id = %key.uid, size, limit, "a report is too large for the log");
             ("too_large", Some("the report is too large for the server"))
         }
-        Ok(Err(error)) => {
-            tell_not_stored(shared, key, &error);
-            ("failed", Some("the server cannot store the report now"))
-        }
-        Err(_) => {
-            tell_not_stored(shared, key, &"no answer in time");
+        Err(error) => {
+            if let Some(more) = shared.outages.publish.tell((shared.engines.clock)()) {
+                warn!(tenant = %key.tenant, agent_id = %key.uid, %error, more, "a report was not stored");
+            }
             ("failed", Some("the server cannot store the report now"))
         }
     };
     shared.metrics.publishes.with_label_values(&[result]).inc();
     refusal.map_or(Ok(()), |reason| Err(not_now(shared, reason)))
-}
-
-fn tell_not_stored(shared: &Shared, key: &AgentKey, error: &dyn std::fmt::Display) {
-    if let Some(more) = shared.outages.publish.tell((shared.engines.clock)()) {
-        warn!(tenant = %key.tenant, agent_id = %key.uid, %error, more, "a report was not stored");
-    }
 }
 
 fn envelope(shared: &Shared, key: &AgentKey, publish: Publish, remote_addr: &str) -> Envelope {
@@ -215,6 +208,7 @@ fn envelope(shared: &Shared, key: &AgentKey, publish: Publish, remote_addr: &str
         sequence_num: head.map_or(0, |head| head.sequence_num),
         kinds: head.map_or(0, |head| head.kinds),
         agent_to_server: message,
+        agent_to_server_blob: None,
         started: publish.started.map(|previous| SessionStarted {
             previous_session_id: previous.map(|id| id.as_bytes().to_vec().into()).unwrap_or_default(),
             transport: transport(Transport::WebSocket).into(),

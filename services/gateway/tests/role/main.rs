@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use muster_adapters_memory::{MemoryBus, MemoryKeyValue, MemoryLog, MemoryOwnership};
+use muster_adapters_memory::{MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryOwnership};
 use muster_domain::ids::{AgentKey, Cell, Digest, InstanceUid, IntentRevision, Partition, Timestamp};
 use muster_gateway::{Engines, Metrics, Settings, run};
 use muster_ports::bus::{Bus, Subject};
@@ -96,6 +96,7 @@ impl Gateway {
         let values = Arc::new(MemoryKeyValue::new(None));
         let engines = Engines {
             log: log.clone(),
+            blobs: Arc::new(MemoryBlobs::default()),
             ownership: Arc::new(MemoryOwnership::new()),
             bus: bus.clone(),
             leases: leases.clone(),
