@@ -9,12 +9,15 @@ use muster_domain::ids::{AgentKey, Claim, ConfigHash, InstanceUid, Timestamp};
 use muster_domain::report::{
     Attributes, ConfigFile, ConfigMap, ConfigStatus, Description, Health, RemoteConfigStatus, Report,
 };
+use muster_ports::blobs::BlobRef;
 use muster_ports::trace::TraceContext;
 use muster_proto::Message;
 use muster_proto::bus::{self, Envelope};
 use muster_proto::opamp::any_value::Value as Any;
 use muster_proto::opamp::{self, AgentToServer, AnyValue, KeyValue, RemoteConfigStatuses};
 use serde_json::Value;
+
+use crate::blobs;
 
 /// Why an entry of the log cannot be folded.
 #[derive(Debug, thiserror::Error)]
@@ -27,8 +30,21 @@ pub(crate) enum Unusable {
     Id(#[from] muster_domain::ids::InvalidId),
 }
 
-/// Reads one entry of the log, and where it belongs in a trace if it is traced.
-pub(crate) fn envelope(payload: Bytes) -> Result<(AgentKey, Entry, Option<TraceContext>), Unusable> {
+/// One entry of the log.
+#[derive(Debug)]
+pub(crate) struct Read {
+    /// Whose it is.
+    pub(crate) key: AgentKey,
+    /// What it says; without its report if that is apart.
+    pub(crate) entry: Entry,
+    /// Where it belongs in a trace, if it is traced.
+    pub(crate) trace: Option<TraceContext>,
+    /// Where the report is, if it is apart.
+    pub(crate) blob: Option<BlobRef>,
+}
+
+/// Reads one entry of the log.
+pub(crate) fn envelope(payload: Bytes) -> Result<Read, Unusable> {
     let envelope = Envelope::decode(payload).map_err(Unusable::Envelope)?;
     let key = AgentKey {
         tenant: envelope.tenant.parse()?,
@@ -42,9 +58,10 @@ pub(crate) fn envelope(payload: Bytes) -> Result<(AgentKey, Entry, Option<TraceC
         (transport, text(started.remote_addr.clone()))
     });
     let report = match envelope.agent_to_server {
-        Some(bytes) => Some(report(AgentToServer::decode(bytes).map_err(Unusable::Report)?)),
+        Some(bytes) => Some(report_of(bytes)?),
         None => None,
     };
+    let blob = envelope.agent_to_server_blob.as_ref().map(blobs::from_wire).transpose()?;
     let entry = Entry {
         session: envelope.session_id.as_ref().try_into()?,
         claim: Claim(envelope.claim),
@@ -56,7 +73,12 @@ pub(crate) fn envelope(payload: Bytes) -> Result<(AgentKey, Entry, Option<TraceC
         report,
         ended: envelope.ended.map(|ended| end_reason(ended.reason())),
     };
-    Ok((key, entry, envelope.traceparent.parse().ok()))
+    Ok(Read { key, entry, trace: envelope.traceparent.parse().ok(), blob })
+}
+
+/// What the agent's own bytes report.
+pub(crate) fn report_of(bytes: Bytes) -> Result<Report, Unusable> {
+    Ok(report(AgentToServer::decode(bytes).map_err(Unusable::Report)?))
 }
 
 fn end_reason(reason: bus::EndReason) -> EndReason {
@@ -71,7 +93,7 @@ fn end_reason(reason: bus::EndReason) -> EndReason {
 }
 
 /// What an AgentToServer reports.
-pub(crate) fn report(message: AgentToServer) -> Report {
+fn report(message: AgentToServer) -> Report {
     Report {
         description: message.agent_description.map(|description| Description {
             identifying: attributes(description.identifying_attributes),
@@ -194,5 +216,17 @@ mod tests {
         let empty = Envelope { tenant: "default".to_owned(), ..Envelope::default() };
         let error = envelope(empty.encode_to_vec().into()).unwrap_err();
         assert_eq!(error.to_string(), "instance_uid must be 16 bytes, this one has 0");
+        let id = Bytes::from_static(&[1; 16]);
+        let blob = bus::BlobRef { digest: Bytes::from_static(&[1; 31]), size: 7 };
+        let bad_blob = Envelope {
+            instance_uid: id.clone(),
+            session_id: id.clone(),
+            incarnation: id,
+            gateway: "gw".to_owned(),
+            agent_to_server_blob: Some(blob),
+            ..empty
+        };
+        let error = envelope(bad_blob.encode_to_vec().into()).unwrap_err();
+        assert_eq!(error.to_string(), "digest must be 32 bytes, this one has 31");
     }
 }

@@ -1,13 +1,16 @@
 //! The control role: folds reports into agent state, decides what each agent should run, and sends
 //! offers to the gateway that holds it.
 
+mod blobs;
 mod decode;
 mod intents;
+mod janitor;
 mod members;
 mod metrics;
 mod offers;
 mod outages;
 mod requests;
+mod split;
 mod trace;
 mod worker;
 
@@ -15,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_domain::ids::Cell;
+use muster_ports::blobs::Blobs;
 use muster_ports::bus::{Bus, Subject};
 use muster_ports::kv::KeyValue;
 use muster_ports::log::Log;
@@ -66,6 +70,8 @@ impl Settings {
 pub struct Engines {
     /// Where reports come from.
     pub log: Arc<dyn Log>,
+    /// Where reports are that are too large for the log, and bodies go to that are for the bus.
+    pub blobs: Arc<dyn Blobs>,
     /// Deliveries, requests, wake-ups.
     pub bus: Arc<dyn Bus>,
     /// Leases of gateways and controls: a bucket with a time to live of
@@ -90,6 +96,9 @@ struct Shared {
     metrics: Metrics,
     intents: intents::Intents,
     outages: outages::Outages,
+    /// Memory for blobs that are folded.
+    room: blobs::Room,
+    bodies: blobs::Bodies,
 }
 
 impl Shared {
@@ -116,6 +125,8 @@ pub async fn run(
         metrics,
         intents: intents::Intents::default(),
         outages: outages::Outages::default(),
+        room: blobs::Room::default(),
+        bodies: blobs::Bodies::default(),
     });
     let wake = shared.engines.bus.subscribe(&Subject::Wake(cell.clone())).await?;
     let requests = shared.engines.bus.subscribe(&Subject::Control(cell.clone())).await?;
@@ -125,6 +136,7 @@ pub async fn run(
     shared.spawn(&tasks, members::run(Arc::clone(&shared), stop.clone()));
     shared.spawn(&tasks, intents::watch(Arc::clone(&shared), wake, stop.clone()));
     shared.spawn(&tasks, requests::serve(Arc::clone(&shared), requests, stop.clone()));
+    shared.spawn(&tasks, janitor::run(Arc::clone(&shared), stop.clone()));
     info!(%cell, control = %shared.settings.id, "control is running");
     tasks.close();
     tasks.wait().await;

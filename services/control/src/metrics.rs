@@ -14,6 +14,9 @@ pub struct Metrics {
     pub(crate) commits: IntCounterVec,
     pub(crate) fold_time: Histogram,
     pub(crate) offers: IntCounter,
+    pub(crate) offers_too_large: IntCounter,
+    pub(crate) blobs: IntCounterVec,
+    pub(crate) blob_bytes: IntGauge,
 }
 
 impl Metrics {
@@ -48,9 +51,13 @@ impl Metrics {
         let partitions =
             IntGauge::new("muster_control_partitions", "Partitions that this control works on.")?;
         registry.register(Box::new(partitions.clone()))?;
+        let blob_bytes =
+            IntGauge::new("muster_control_blob_bytes", "Bytes of blobs that wait to be read or removed.")?;
+        registry.register(Box::new(blob_bytes.clone()))?;
         Ok(Self {
             config_updates,
             partitions,
+            blob_bytes,
             config_update_duration: histogram(
                 "opamp_server_config_update_duration_seconds",
                 "From the first offer of a remote config to the agent's report that it is applied.",
@@ -76,6 +83,15 @@ impl Metrics {
                 &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0],
             )?,
             offers: counter("muster_control_offers_total", "Remote config offers handed to gateways.")?,
+            offers_too_large: counter(
+                "muster_control_offers_too_large_total",
+                "Remote config offers that were not sent because an agent's values are too large.",
+            )?,
+            blobs: family(
+                "muster_control_blobs_total",
+                "Reads of reports that were too large for the log.",
+                "result",
+            )?,
         })
     }
 }

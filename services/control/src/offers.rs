@@ -6,20 +6,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use muster_domain::desired::{DesiredConfig, DesiredFile};
 use muster_domain::ids::{AgentKey, Digest, GatewayId, IntentRevision, SessionId, Tenant};
-use muster_ports::bus::Subject;
+use muster_ports::bus::{MAX_PAYLOAD, Subject};
 use muster_proto::Message;
 use muster_proto::bus::delivery::Action;
 use muster_proto::bus::{
     CloseSessions, Delivery, EndReason, OfferTarget, OfferedFile, RemoteConfigOffer, RequestFullState,
     SessionRef, SlotValues,
 };
-use tracing::warn;
+use tracing::{error, warn};
 
 use crate::Shared;
+use crate::split::split;
 use crate::trace::Folding;
 
 /// Most sessions in one delivery.
 const MAX_TARGETS: usize = 500;
+/// More than what stands around the targets of a delivery (names, traceparent), and around each of them.
+const DELIVERY_ROOM: usize = 512;
+const TARGET_ROOM: usize = 16;
 
 /// An offer that was committed.
 #[derive(Debug)]
@@ -69,16 +73,29 @@ pub(crate) async fn send(shared: &Shared, outgoing: Vec<Outgoing>, folding: &Fol
             body_digest: bytes(&digest.0),
         };
         let files: Vec<_> = files.iter().map(file).collect();
-        for chunk in targets.chunks(MAX_TARGETS) {
-            let offer = RemoteConfigOffer {
-                intent_revision: revision.0,
-                files: files.clone(),
-                targets: chunk.iter().map(target).collect(),
-                assignments: assignments.iter().cloned().collect(),
-            };
-            let traceparent = folding.traceparent(chunk.iter().map(|offer| &offer.key));
+        let offer = RemoteConfigOffer {
+            intent_revision: revision.0,
+            files,
+            targets: Vec::new(),
+            assignments: assignments.into_iter().collect(),
+        };
+        let room = MAX_PAYLOAD.saturating_sub(offer.encoded_len() + DELIVERY_ROOM);
+        let sized = targets.iter().map(|outgoing| {
+            let target = target(outgoing);
+            let bytes = target.encoded_len() + TARGET_ROOM;
+            ((outgoing, target), bytes)
+        });
+        let (chunks, too_large) = split(sized, MAX_TARGETS, room);
+        for chunk in chunks {
+            let (chunk, targets): (Vec<_>, Vec<_>) = chunk.into_iter().unzip();
+            let offer = RemoteConfigOffer { targets, ..offer.clone() };
+            let traceparent = folding.traceparent(chunk.iter().map(|outgoing| &outgoing.key));
             deliver(shared, &tenant, &gateway, traceparent, Action::RemoteConfig(offer)).await;
             shared.metrics.offers.inc_by(chunk.len() as u64);
+        }
+        for (Outgoing { key, config, .. }, target) in too_large {
+            shared.metrics.offers_too_large.inc();
+            error!(event = "offer_too_large", tenant = %key.tenant, agent_id = %key.uid, config_hash = %config.hash, bytes = target.encoded_len(), limit = room, "a config is not offered: the values of its templates are too large for this agent; make them shorter");
         }
     }
 }

@@ -15,6 +15,8 @@ pub(crate) struct Outages {
     pub(crate) members: Seldom,
     /// Deliveries are not sent.
     pub(crate) deliveries: Seldom,
+    /// Blobs are not removed.
+    pub(crate) blobs: Seldom,
     /// Requests of gateways are not answered.
     pub(crate) requests: Seldom,
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use muster_domain::ids::{Digest, GatewayId, Tenant};
 use muster_domain::template::{CompiledBody, Segment};
-use muster_ports::bus::{Received, RequestError, Subject, Subscription};
+use muster_ports::bus::{MAX_PAYLOAD, Received, RequestError, Subject, Subscription};
 use muster_proto::Message;
 use muster_proto::bus::{self, ContestResolved, ContestVerdict, ControlReply, ControlRequest, GetBody};
 use muster_proto::bus::{
@@ -24,6 +24,8 @@ use crate::Shared;
 const PROBE_DEADLINE: Duration = Duration::from_millis(3500);
 /// Requests at once; a further one stays unanswered and is made again.
 const MAX_REQUESTS: usize = 4096;
+/// More than what stands around one field of an answer.
+const FRAME: usize = 24;
 
 /// Handles requests until `stop`.
 pub(crate) async fn serve(shared: Arc<Shared>, mut requests: Box<dyn Subscription>, stop: CancellationToken) {
@@ -65,7 +67,13 @@ async fn handle(shared: &Shared, payload: Bytes) -> Result<control_reply::Reply,
             let digest = Digest::try_from(body_digest.as_ref()).map_err(|error| error.to_string())?;
             let planner = shared.intents.planner(&tenant);
             let body = planner.body(&digest).ok_or("no assignment uses this body (any more)")?;
-            Ok(control_reply::Reply::Body(wire_body(body)))
+            if fits(body) {
+                return Ok(control_reply::Reply::Body(wire_body(body)));
+            }
+            let encode = || Bytes::from(wire_body(body).encode_to_vec());
+            let blob = shared.bodies.put(shared, &tenant, digest, encode).await?;
+            let digest = Bytes::copy_from_slice(&blob.digest.0);
+            Ok(control_reply::Reply::BodyBlob(bus::BlobRef { digest, size: blob.size }))
         }
         Some(control_request::Request::ResolveContest(contest)) => {
             let verdict = resolve(shared, &tenant, contest).await?;
@@ -73,6 +81,15 @@ async fn handle(shared: &Shared, payload: Bytes) -> Result<control_reply::Reply,
         }
         None => Err("this version does not know the request".to_owned()),
     }
+}
+
+/// Whether a body is small enough for an answer.
+fn fits(body: &CompiledBody) -> bool {
+    let bytes = |segment: &Segment| match segment {
+        Segment::Literal(text) => text.len(),
+        Segment::Slot(_) => 0,
+    };
+    body.segments.iter().map(|segment| bytes(segment) + FRAME).sum::<usize>() + FRAME <= MAX_PAYLOAD
 }
 
 fn wire_body(body: &CompiledBody) -> bus::CompiledBody {

@@ -5,6 +5,7 @@
 //! redelivery, two workers at once, and a crash between write and acknowledgement are one case.
 
 mod batch;
+mod read;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::trace::Folding;
 use crate::worker::batch::Batch;
+use crate::worker::read::{Bad, Item, Part};
 use crate::{Shared, decode, intents::Planners, offers};
 
 /// Agents remembered between batches.
@@ -69,6 +71,7 @@ struct Worker<'a> {
     to_ask: VecDeque<(AgentKey, SessionId, GatewayId)>,
     /// Traces of the entries that are folded now.
     folding: Folding,
+    stop: &'a CancellationToken,
 }
 
 /// Works on a partition until `stop`.
@@ -82,6 +85,9 @@ pub(crate) async fn run(
     while !stop.is_cancelled() {
         let began = Instant::now();
         let Err(restart) = work(&shared, partition, &mut changed, &stop).await else { return };
+        if stop.is_cancelled() {
+            return debug!(%partition, error = %restart, "a partition's worker ends in the middle of its work");
+        }
         if began.elapsed() > RESTART.1 {
             wait = RESTART.0;
         }
@@ -115,6 +121,7 @@ async fn work(
         due_at: BTreeMap::new(),
         to_ask: VecDeque::new(),
         folding: Folding::default(),
+        stop,
     };
     let is_new_epoch = worker.verify_epoch().await?;
     let mut reader = shared.engines.log.read(partition, worker.row.position).await?;
@@ -254,7 +261,12 @@ impl Worker<'_> {
     async fn fold(&mut self, entries: Vec<LogEntry>) -> Result<(), Restart> {
         let mut parts = vec![entries];
         while let Some(mut part) = parts.pop() {
-            match self.fold_part(&part).await {
+            let read = read::read(self.shared, &part, self.stop).await?;
+            let rest = part.split_off(read.items.len());
+            if !rest.is_empty() {
+                parts.push(rest);
+            }
+            match self.fold_part(&part, read).await {
                 Err(Restart::Rejected(reason)) if part.len() <= 1 => {
                     for entry in part {
                         self.quarantine(&entry, &reason).await?;
@@ -272,22 +284,22 @@ impl Worker<'_> {
     }
 
     /// Folds entries, decides for the agents that they touch, writes all of it at once.
-    async fn fold_part(&mut self, entries: &[LogEntry]) -> Result<(), Restart> {
+    async fn fold_part(&mut self, entries: &[LogEntry], part: Part) -> Result<(), Restart> {
         let Some(last) = entries.last() else { return Ok(()) };
         let progress = (self.row.epoch, last.position, Some(last.id));
         let timer = self.shared.metrics.fold_time.start_timer();
         let mut decoded = Vec::with_capacity(entries.len());
         let mut unusable = Vec::new();
         self.folding = Folding::default();
-        for entry in entries {
-            match decode::envelope(entry.payload.clone()) {
-                Ok((key, from, trace)) => {
+        for (entry, item) in entries.iter().zip(part.items) {
+            match item {
+                Item::Good(key, from, trace) => {
                     if let Some(trace) = trace {
                         self.folding.add(&key, &trace, self.partition, entries.len());
                     }
                     decoded.push((key, from));
                 }
-                Err(error) => unusable.push((entry, error.to_string())),
+                Item::Bad(bad) => unusable.push((entry, bad)),
             }
         }
         let keys: BTreeSet<_> = decoded.iter().map(|(key, _)| key.clone()).collect();
@@ -297,15 +309,15 @@ impl Worker<'_> {
             for (key, entry) in &decoded {
                 batch.fold(key, self.cache.get(key), entry.clone());
             }
-            for (entry, reason) in &unusable {
-                batch.quarantine(entry, None, reason);
+            for (entry, bad) in &unusable {
+                batch.quarantine(entry, bad.key(), &bad.reason);
             }
             if self.finish(batch, progress).await? {
                 break;
             }
         }
-        for (entry, reason) in unusable {
-            self.tell_quarantined(entry, None, &reason);
+        for (entry, bad) in unusable {
+            self.quarantined(entry, &bad).await;
         }
         self.shared.metrics.folded.inc_by(entries.len() as u64);
         timer.observe_duration();
@@ -316,22 +328,25 @@ impl Worker<'_> {
     /// state.
     async fn quarantine(&mut self, entry: &LogEntry, reason: &str) -> Result<(), Restart> {
         let decoded = decode::envelope(entry.payload.clone()).ok();
-        let key = decoded.as_ref().map(|(key, ..)| key);
+        let from = decoded.map(|read| (read.key, read.entry.session, read.entry.gateway));
+        let bad = Bad { reason: reason.to_owned(), from };
         let mut batch = Batch::new(self.now(), self.shared.intents.planners());
-        batch.quarantine(entry, key, reason);
+        batch.quarantine(entry, bad.key(), reason);
         self.finish(batch, (self.row.epoch, entry.position, Some(entry.id))).await?;
-        self.tell_quarantined(entry, key, reason);
-        if let Some((key, from, _)) = decoded {
-            offers::request_full_state(self.shared, &key, from.session, &from.gateway).await;
-        }
+        self.quarantined(entry, &bad).await;
         Ok(())
     }
 
-    fn tell_quarantined(&self, entry: &LogEntry, key: Option<&AgentKey>, reason: &str) {
+    /// Tells of an entry that was passed over, and asks its agent for full state.
+    async fn quarantined(&self, entry: &LogEntry, bad: &Bad) {
         self.shared.metrics.quarantined.inc();
         let (tenant, agent_id) =
-            key.map(|key| (key.tenant.to_string(), key.uid.to_string())).unwrap_or_default();
+            bad.key().map(|key| (key.tenant.to_string(), key.uid.to_string())).unwrap_or_default();
+        let reason = &bad.reason;
         error!(event = "report_quarantined", partition = %self.partition, position = entry.position.0, tenant, agent_id, error = reason, "a report cannot be folded: it is kept in quarantine and passed over");
+        if let Some((key, session, gateway)) = &bad.from {
+            offers::request_full_state(self.shared, key, *session, gateway).await;
+        }
     }
 
     /// Loads these agents unless they are remembered. What is remembered of a tenant whose intent

@@ -12,8 +12,11 @@ use crate::template::{CompiledBody, CompiledFile, Slot, SlotSource, TypedValue};
 /// Labels that operators gave an agent.
 pub type Labels = BTreeMap<String, String>;
 
-/// Most bytes that the slots of one file may hold together; more of them hold the agent back.
-pub const MAX_SLOT_BYTES: usize = 1 << 20;
+/// Most bytes that the slots of all files of one agent may hold together; more of them hold the agent
+/// back. They travel in one message, with room for what stands around them.
+pub const MAX_SLOT_BYTES: usize = 768 << 10;
+/// What a slot counts beside its text.
+const SLOT_ROOM: usize = 4;
 
 /// Label that holds an agent's operator-set name, by which lists of agent ids may call it.
 pub const NAME_LABEL: &str = "name";
@@ -137,6 +140,7 @@ impl Planner {
         let mut parts = vec![Cow::Borrowed(b"muster-config-v1".as_slice())];
         let mut desired = Vec::with_capacity(files.len());
         let assignments = files.values().map(|(_, assignment)| assignment.name.clone()).collect();
+        let mut slot_bytes = 0;
         for (file, assignment) in files.into_values() {
             parts.push(Cow::Borrowed(file.name.as_bytes()));
             parts.push(Cow::Borrowed(file.content_type.as_bytes()));
@@ -155,8 +159,11 @@ impl Planner {
                     Err(missing) => return held(&missing),
                 }
             }
-            if slots.iter().map(String::len).sum::<usize>() > MAX_SLOT_BYTES {
-                return held(&format!("its values are longer than {MAX_SLOT_BYTES} bytes together"));
+            slot_bytes += slots.iter().map(|text| text.len() + SLOT_ROOM).sum::<usize>();
+            if slot_bytes > MAX_SLOT_BYTES {
+                return held(&format!(
+                    "with its values, those of the agent's files are longer than {MAX_SLOT_BYTES} bytes together: make them shorter, or move what is the same for all agents into the template's text"
+                ));
             }
             desired.push(DesiredFile {
                 name: file.name.clone(),
@@ -356,6 +363,24 @@ spec:
         let one = planner(&[TEMPLATE.replace("NAME", "one"), assignment("a", "one", "0", "f")]);
         let reason = "assignment \"a\", file \"f\": the agent has no attribute \"host.name\"".to_owned();
         assert_eq!(one.desired(&agent(&[("team", "blue")]), &Labels::new()), Desired::Held { reason });
+    }
+
+    #[test]
+    fn values_that_are_too_large_for_a_message_hold_back_that_agent() {
+        let texts = [
+            TEMPLATE.replace("NAME", "one"),
+            assignment("a", "one", "0", "f"),
+            assignment("b", "one", "0", "g"),
+        ];
+        let both = planner(&texts);
+        let with = |bytes: usize| {
+            let host = "x".repeat(bytes);
+            both.desired(&agent(&[("team", "blue"), ("host.name", &host)]), &Labels::new())
+        };
+        // Each in two files, quoted, beside two numbers.
+        assert!(matches!(with(MAX_SLOT_BYTES / 2 - 40), Desired::Config(_)));
+        let Desired::Held { reason } = with(MAX_SLOT_BYTES / 2) else { panic!("it is not held back") };
+        assert!(reason.starts_with("assignment \"b\", file \"g\": with its values"), "{reason}");
     }
 
     #[test]

@@ -11,9 +11,12 @@ use muster_adapters::nats::{Nats, NatsOptions};
 use muster_adapters::postgres::{PostgresOptions, PostgresStore};
 use muster_adapters::redis::{RedisOptions, RedisOwnership};
 use muster_adapters::sqlite::SqliteStore;
-use muster_adapters_memory::{MemoryBus, MemoryKeyValue, MemoryLog, MemoryOwnership, log::Limits};
+use muster_adapters_memory::{
+    MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryOwnership, log::Limits,
+};
 use muster_api::Readiness;
 use muster_domain::ids::Cell;
+use muster_ports::blobs::{Blobs, MAX_BLOB};
 use muster_ports::bus::Bus;
 use muster_ports::kv::KeyValue;
 use muster_ports::log::Log;
@@ -62,6 +65,8 @@ impl Role {
 pub struct Engines {
     /// Reports.
     pub log: Arc<dyn Log>,
+    /// Reports and compiled bodies that are too large for the log and the bus.
+    pub blobs: Arc<dyn Blobs>,
     /// Deliveries, requests, wake-ups.
     pub bus: Arc<dyn Bus>,
     /// Leases of gateways and controls.
@@ -78,6 +83,9 @@ pub struct Engines {
     pub readiness: Readiness,
 }
 
+/// What carries messages, with leases and floors.
+type Transport = (Arc<dyn Log>, Arc<dyn Blobs>, Arc<dyn Bus>, Arc<dyn KeyValue>, Arc<dyn KeyValue>);
+
 /// Opens the engines that these roles need, waiting for those that are not there yet.
 ///
 /// # Errors
@@ -89,6 +97,9 @@ pub async fn open(
     roles: &BTreeSet<Role>,
 ) -> anyhow::Result<Engines> {
     check_roles(config, roles)?;
+    if config.bus.kind == BusType::Nats && config.server.websocket.max_message_size > MAX_BLOB {
+        bail!("server.websocket.max_message_size: bus.type nats carries {MAX_BLOB} bytes (128MiB) at most");
+    }
     let cell: Cell = config.region.parse().context("region")?;
     let mut readiness = Readiness::default();
 
@@ -120,12 +131,13 @@ pub async fn open(
     };
 
     let log_is_embedded = config.bus.kind == BusType::Memory;
-    type Logging = (Arc<dyn Log>, Arc<dyn Bus>, Arc<dyn KeyValue>, Arc<dyn KeyValue>);
-    let (log, bus, leases, values): Logging = match config.bus.kind {
+    let (log, blobs, bus, leases, values): Transport = match config.bus.kind {
         BusType::Memory => {
+            // The log takes every message as it is, so that no report is ever a blob.
             let payload_bytes = config.server.websocket.max_message_size + ENVELOPE_ROOM;
             (
                 Arc::new(MemoryLog::new(Limits { payload_bytes, total_bytes: LOG_CAPACITY })),
+                Arc::new(MemoryBlobs::default()),
                 Arc::new(MemoryBus::default()),
                 Arc::new(MemoryKeyValue::new(Some(LEASE_TTL))),
                 Arc::new(MemoryKeyValue::new(None)),
@@ -141,6 +153,7 @@ pub async fn open(
             let options = NatsOptions {
                 replicas: config.bus.replicas,
                 max_bytes: config.bus.max_bytes as u64,
+                max_blob_bytes: config.bus.max_blob_bytes as u64,
                 cluster,
                 deadline: START_DEADLINE,
                 name: name.to_owned(),
@@ -152,10 +165,16 @@ pub async fn open(
                 let nats = asked.clone();
                 async move { nats.flush().await }
             });
-            (Arc::new(nats.log()), Arc::new(nats.bus()), Arc::new(nats.leases()), Arc::new(nats.kv()))
+            (
+                Arc::new(nats.log()),
+                Arc::new(nats.blobs()),
+                Arc::new(nats.bus()),
+                Arc::new(nats.leases()),
+                Arc::new(nats.kv()),
+            )
         }
     };
-    Ok(Engines { log, bus, leases, values, ownership, store, log_is_embedded, readiness })
+    Ok(Engines { log, blobs, bus, leases, values, ownership, store, log_is_embedded, readiness })
 }
 
 /// Refuses roles apart from each other on engines that live in one process.

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, anyhow};
 use futures_util::future::select_all;
 use muster_api::Readiness;
+use muster_domain::budget::{Budget, Rate};
 use muster_domain::ids::{Cell, Timestamp};
 use muster_ports::store::Store;
 use muster_ports::{Clock, Random, Spawner};
@@ -20,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::config::Config;
+use crate::config::{Budgets, Config};
 use crate::engines::{self, Role};
 
 /// Tenant of agents and requests without a credential.
@@ -165,11 +166,13 @@ impl Server {
                 max_connections_per_tenant: config.server.limits.max_connections_per_tenant,
                 connection_rate: config.server.limits.connection_rate(),
                 max_message_size: config.server.websocket.max_message_size,
+                budgets: budgets(&config.server.budgets),
                 drain: config.server.drain,
                 ..muster_gateway::Settings::new(cell.clone(), name)
             };
             let engines = muster_gateway::Engines {
                 log: Arc::clone(&engines.log),
+                blobs: Arc::clone(&engines.blobs),
                 ownership: Arc::clone(&engines.ownership),
                 bus: Arc::clone(&engines.bus),
                 leases: Arc::clone(&engines.leases),
@@ -190,6 +193,7 @@ impl Server {
             };
             let engines = muster_control::Engines {
                 log: Arc::clone(&engines.log),
+                blobs: Arc::clone(&engines.blobs),
                 bus: Arc::clone(&engines.bus),
                 leases: Arc::clone(&engines.leases),
                 values: Arc::clone(&engines.values),
@@ -246,6 +250,24 @@ impl Server {
             running.end().await;
         }
         info!("stopped");
+    }
+}
+
+fn budgets(config: &Budgets) -> muster_gateway::Budgets {
+    let (agent, tenant) = (&config.agent, &config.tenant);
+    let budget = |messages: (u64, u64), bytes: (usize, usize)| Budget {
+        messages: Rate { per_second: messages.0, burst: messages.1 },
+        bytes: Rate { per_second: bytes.0 as u64, burst: bytes.1 as u64 },
+    };
+    muster_gateway::Budgets {
+        agent: budget(
+            (agent.messages_per_second, agent.messages_burst),
+            (agent.bytes_per_second, agent.bytes_burst),
+        ),
+        tenant: budget(
+            (tenant.messages_per_second, tenant.messages_burst),
+            (tenant.bytes_per_second, tenant.bytes_burst),
+        ),
     }
 }
 

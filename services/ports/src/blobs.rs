@@ -13,11 +13,11 @@ use muster_domain::ids::{Digest, Tenant};
 use crate::EngineError;
 
 /// Bytes of the largest blob.
-pub const MAX_BLOB: usize = 256 << 20;
+pub const MAX_BLOB: usize = 128 << 20;
 
 /// Who has put a blob refers to it within this time, counted from the begin of the put; later it has to
 /// be put again. Whoever removes blobs waits for longer.
-pub const USED_WITHIN: Duration = Duration::from_secs(120);
+pub const USED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Bytes a second that an engine is given time for at least.
 const SLOWEST: u64 = 4 << 20;

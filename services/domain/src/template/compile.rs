@@ -15,7 +15,7 @@ pub const MAX_VARIABLES: usize = 256;
 /// Most values in a variable's `enum`.
 pub const MAX_ENUM: usize = 1000;
 /// Most bytes of literal text in a template's compiled files together.
-pub const MAX_LITERALS: usize = 1 << 20;
+pub const MAX_LITERALS: usize = 3 << 20;
 /// Most placeholders in a template.
 pub const MAX_SLOTS: usize = 4096;
 /// Most files of a template.

@@ -183,7 +183,7 @@ fn templates_are_bounded() {
     assert_eq!(first(&mk_spec(&[], Some("[a]"))), "spec.config: must be a mapping, this is a list");
     let mut spec = none.clone();
     spec.files = vec![mk_file("a", &"x".repeat(MAX_LITERALS + 1))];
-    assert!(first(&spec).starts_with("spec: gives more than 1048576 bytes"));
+    assert!(first(&spec).starts_with("spec: gives more than 3145728 bytes"));
     spec.files = vec![mk_file("a", &"{{.agent.labels['x']}}".repeat(MAX_SLOTS + 1))];
     assert!(first(&spec).starts_with("spec: has more than 4096 placeholders"));
     spec.files = vec![mk_file("a", ""); MAX_FILES + 1];

@@ -54,6 +54,9 @@ section! {
         replicas: usize = key(whole(1), 3);
         /// Most bytes of reports that may wait to be folded. NATS sets them aside on each server's disk.
         max_bytes: usize = key(bytes(), 8 << 30);
+        /// Most bytes of reports and templates that are too large for one message of NATS (1 MiB) and wait to
+        /// be read; they are removed some three minutes later. NATS sets them aside as well.
+        max_blob_bytes: usize = key(bytes(), 2 << 30);
     }
 }
 

@@ -29,8 +29,8 @@ pub use kinds::{Secret, parse_duration};
 pub use reader::Reserved;
 pub use reference::table as reference_table;
 pub use server::{
-    Algorithm, Batching, Caching, Compression, Grpc, Http, LogFormat, LogLevel, Logs, Metrics, Server,
-    Telemetry, Tls, Traces, WebSocket,
+    AgentBudget, Algorithm, Batching, Budgets, Caching, Compression, Grpc, Http, LogFormat, LogLevel, Logs,
+    Metrics, Server, Telemetry, TenantBudget, Tls, Traces, WebSocket,
 };
 pub use variables::CLI_VARIABLES;
 

@@ -24,6 +24,8 @@ section! {
         allow_insecure: bool = key(boolean(), false);
         /// What a gateway takes at once.
         limits: Limits = nested(Limits::read);
+        /// How much agents may report.
+        budgets: Budgets = nested(Budgets::read);
         /// Over how long the sessions of agents are closed when Muster stops.
         drain: Duration = key(duration(), Duration::from_secs(30));
         /// Compression of what agents are sent.
@@ -71,6 +73,44 @@ section! {
     Http {
         /// Where the HTTP API, `/health`, `/ready` and `/metrics` are served.
         endpoint: SocketAddr = key(endpoint(), loopback(4321));
+    }
+}
+
+section! {
+    /// Section `server.budgets`: what each gateway publishes. Heartbeats count for nothing.
+    Budgets {
+        /// Of each agent.
+        agent: AgentBudget = nested(AgentBudget::read);
+        /// Of all agents of a tenant together.
+        tenant: TenantBudget = nested(TenantBudget::read);
+    }
+}
+
+section! {
+    /// Section `server.budgets.agent`.
+    AgentBudget {
+        /// Reports a second of one agent, in the long run.
+        messages_per_second: u64 = key(whole(1), 20);
+        /// Reports of one agent at once, after a pause.
+        messages_burst: u64 = key(whole(1), 100);
+        /// Bytes of reports a second of one agent, in the long run.
+        bytes_per_second: usize = key(bytes(), 4 << 20);
+        /// Bytes of reports of one agent at once, after a pause. A larger report passes alone.
+        bytes_burst: usize = key(bytes(), 64 << 20);
+    }
+}
+
+section! {
+    /// Section `server.budgets.tenant`.
+    TenantBudget {
+        /// Reports a second of a tenant's agents on one gateway, in the long run.
+        messages_per_second: u64 = key(whole(1), 20_000);
+        /// Reports of a tenant's agents on one gateway at once, after a pause.
+        messages_burst: u64 = key(whole(1), 100_000);
+        /// Bytes of reports a second of a tenant's agents on one gateway, in the long run.
+        bytes_per_second: usize = key(bytes(), 256 << 20);
+        /// Bytes of reports of a tenant's agents on one gateway at once, after a pause.
+        bytes_burst: usize = key(bytes(), 1 << 30);
     }
 }
 

@@ -5,6 +5,7 @@ mod bad_input;
 mod demo;
 mod fleet;
 mod interop;
+mod large;
 mod path;
 mod restart;
 
