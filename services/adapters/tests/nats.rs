@@ -369,6 +369,21 @@ async fn what_others_publish_stops_no_reader() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_largest_entry_is_found_again() {
+    if !engines_or_skip(&[Engine::Nats]) {
+        return;
+    }
+    let log = connect(&options(shared().await.url())).await.log();
+    let (id, payload) = (MessageId(Uuid::now_v7()), Bytes::from(vec![7; log.max_payload()]));
+    assert!(payload.len() > (1 << 20) - 100);
+    let position = log.publish(partition(5), id, payload.clone()).await.unwrap();
+    assert_eq!(log.id_at(partition(5), position).await.unwrap(), Some(id));
+    assert_eq!(log.last(partition(5)).await.unwrap(), position);
+    let mut reader = log.read(partition(5), Position::default()).await.unwrap();
+    assert!(take(&mut *reader, 1).await == [LogEntry { position, id, payload }]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_may_hold_anything() {
     if !engines_or_skip(&[Engine::Nats]) {
         return;

@@ -143,6 +143,10 @@ async fn a_mark_removes_nothing_from_a_stream_that_was_made_anew() {
     let mark = old.mark().await.unwrap();
     let context = jetstream::new(async_nats::connect(&options.url).await.unwrap());
     context.delete_stream(old.stream_name()).await.unwrap();
+    let refused = old.put(&tenant(), content(1, 600_000)).await.unwrap_err().to_string();
+    assert!(refused.ends_with(&format!("the stream {} does not answer", old.stream_name())), "{refused}");
+    let unread = old.mark().await.unwrap_err().to_string();
+    assert!(unread.contains("is gone; a control creates it when it starts"), "{unread}");
     let new = connect(&options).await;
     let blob = new.put(&tenant(), content(1, 600_000)).await.unwrap();
     for blobs in [&old, &new] {

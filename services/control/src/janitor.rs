@@ -37,7 +37,9 @@ use crate::Shared;
 /// twice what publishers have.
 const REFERRED_AFTER: Duration = Duration::from_secs(2 * USED_WITHIN.as_secs() + 30);
 /// How often a moment is noted, and looked whether another one's blobs can go.
-const LOOK_EVERY: Duration = Duration::from_secs(15);
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Moments that are kept; more than pass before the first one counts.
+const MARKS: usize = 16;
 /// Longest wait for one look.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// How long the folds may take before an operator is told, and how often then.
@@ -101,7 +103,7 @@ impl Janitor {
             *self = Self::default();
             return Ok(());
         }
-        if self.marks.back().is_none_or(|(last, _)| *last != mark) {
+        if self.marks.len() < MARKS && self.marks.back().is_none_or(|(last, _)| *last != mark) {
             self.marks.push_back((mark, Instant::now()));
         }
         if self.folding.is_none() {
@@ -169,3 +171,7 @@ async fn folded(shared: &Shared, ends: &mut Vec<End>) -> Result<Folded, EngineEr
     }
     Ok(Folded::All)
 }
+
+#[cfg(test)]
+#[path = "janitor_tests.rs"]
+mod tests;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use muster_adapters_memory::{MemoryBus, MemoryKeyValue, MemoryLog, MemoryStore};
+use muster_adapters_memory::{MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryStore};
 use muster_control::{Engines, Metrics, Settings, run};
 use muster_domain::ids::{AgentKey, Cell, Incarnation, InstanceUid, MessageId, Partition, Timestamp};
 use muster_domain::intent::plan;
@@ -124,6 +124,7 @@ impl Cluster {
         let clock = Arc::new(AtomicU64::new(1_000_000));
         let engines = Engines {
             log: self.log.clone(),
+            blobs: Arc::new(MemoryBlobs::default()),
             bus: self.bus.clone(),
             leases,
             values: self.values.clone(),

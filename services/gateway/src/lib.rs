@@ -138,6 +138,8 @@ struct Shared {
     settler: settler::Settler,
     bodies: bodies::Bodies,
     budgets: budgets::Budgets,
+    /// Of reports that are put as blobs.
+    turns: payload::Turns,
     fence: fence::Fence,
     outages: outages::Outages,
     admission: Admission,
@@ -149,6 +151,30 @@ struct Shared {
 }
 
 impl Shared {
+    fn new(settings: Settings, engines: Engines, metrics: Metrics) -> Self {
+        Self {
+            incarnation: ArcSwap::from_pointee(Incarnation(engines.new_id())),
+            admission: Admission::new(
+                settings.max_connections,
+                settings.max_connections_per_tenant,
+                settings.connection_rate,
+            ),
+            outages: outages::Outages::default(),
+            closing_over: OnceLock::new(),
+            registry: registry::Registry::default(),
+            settler: settler::Settler::default(),
+            bodies: bodies::Bodies::new(),
+            budgets: budgets::Budgets::new(settings.budgets),
+            turns: payload::Turns::default(),
+            fence: fence::Fence::default(),
+            closing: CancellationToken::new(),
+            tracker: TaskTracker::new(),
+            settings,
+            engines,
+            metrics,
+        }
+    }
+
     /// The present life of the gateway.
     fn incarnation(&self) -> Incarnation {
         **self.incarnation.load()
@@ -189,26 +215,7 @@ impl Gateway {
     /// If the bus or the lease cannot be set up.
     pub async fn start(settings: Settings, engines: Engines, metrics: Metrics) -> Result<Self, EngineError> {
         let (cell, gateway) = (settings.cell.clone(), settings.gateway.clone());
-        let shared = Arc::new(Shared {
-            incarnation: ArcSwap::from_pointee(Incarnation(engines.new_id())),
-            admission: Admission::new(
-                settings.max_connections,
-                settings.max_connections_per_tenant,
-                settings.connection_rate,
-            ),
-            outages: outages::Outages::default(),
-            closing_over: OnceLock::new(),
-            registry: registry::Registry::default(),
-            settler: settler::Settler::default(),
-            bodies: bodies::Bodies::new(),
-            budgets: budgets::Budgets::new(settings.budgets),
-            fence: fence::Fence::default(),
-            closing: CancellationToken::new(),
-            tracker: TaskTracker::new(),
-            settings,
-            engines,
-            metrics,
-        });
+        let shared = Arc::new(Shared::new(settings, engines, metrics));
         let deliveries =
             shared.engines.bus.subscribe(&Subject::Deliveries(cell.clone(), gateway.clone())).await?;
         let requests = shared.engines.bus.subscribe(&Subject::Gateway(cell.clone(), gateway)).await?;

@@ -13,6 +13,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{Info, LastRawMessageErrorKind, Stream};
 use async_trait::async_trait;
@@ -26,7 +27,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::connection::{Connection, NotPublished};
-use super::errors::{corrupt, is_full, unavailable};
+use super::errors::{corrupt, is_full, of_stream, unavailable};
 use super::names;
 
 /// Bytes of each piece but the last. A part of the format: with another size it would be another one.
@@ -88,9 +89,10 @@ impl NatsBlobs {
                 }
                 Err(unavailable(format_args!("the stream {name} is full ({error})")))
             }
-            Err(NotPublished::Refused(error)) => {
-                Err(unavailable(format_args!("the stream {}: {error}", self.stream_name())))
+            Err(NotPublished::Refused(error)) if error.kind() == PublishErrorKind::StreamNotFound => {
+                Err(unavailable(format_args!("the stream {} does not answer", self.stream_name())))
             }
+            Err(NotPublished::Refused(error)) => Err(of_stream(self.stream_name(), &error)),
         }
     }
 
@@ -104,7 +106,7 @@ impl NatsBlobs {
             match self.stream.get_last_raw_message_by_subject(&subject).await {
                 Ok(message) => Ok(Some(message.payload)),
                 Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
-                Err(error) => Err(unavailable(error)),
+                Err(error) => Err(of_stream(self.stream_name(), &error)),
             }
         };
         self.connection.bounded("a read of a blob", read).await
@@ -145,7 +147,8 @@ impl NatsBlobs {
     }
 
     async fn info(&self) -> Result<Info, EngineError> {
-        let info = async { self.stream.get_info().await.map_err(unavailable) };
+        let info =
+            async { self.stream.get_info().await.map_err(|error| of_stream(self.stream_name(), &error)) };
         self.connection.bounded("a question about the blobs", info).await
     }
 }
@@ -198,7 +201,7 @@ impl Blobs for NatsBlobs {
             return Ok(());
         }
         let purge = self.stream.purge().sequence(mark.position.saturating_add(1));
-        let purge = async { purge.await.map_err(unavailable) };
+        let purge = async { purge.await.map_err(|error| of_stream(self.stream_name(), &error)) };
         let done = self.connection.bounded("a purge of blobs", purge).await?;
         if done.success { Ok(()) } else { Err(corrupt(self.stream_name(), "it does not purge")) }
     }

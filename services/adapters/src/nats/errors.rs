@@ -8,6 +8,9 @@ use async_nats::jetstream::context::PublishError;
 use async_nats::jetstream::{self, ErrorCode};
 use muster_ports::EngineError;
 
+/// How errors end that say that there is no stream.
+const STREAM_NOT_FOUND: &str = "error code 10059)";
+
 /// Name of the engine in errors.
 pub(super) const ENGINE: &str = "NATS";
 
@@ -57,6 +60,16 @@ pub(super) fn answer<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a jetstre
         next = error.source();
     }
     None
+}
+
+/// Words for an error of a stream, with what to do when the stream itself is gone.
+pub(super) fn of_stream(name: &str, error: &impl Display) -> EngineError {
+    // The driver has as many types for it as operations; the words of all end in the code.
+    let error = error.to_string();
+    if error.contains(STREAM_NOT_FOUND) {
+        return unavailable(format_args!("the stream {name} is gone; a control creates it when it starts"));
+    }
+    unavailable(error)
 }
 
 /// Whether a stream did not take a message because there is no room for it.

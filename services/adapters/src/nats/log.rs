@@ -17,14 +17,12 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::connection::{Connection, NotPublished};
-use super::errors::{corrupt, is_full, unavailable};
+use super::errors::{corrupt, is_full, of_stream, unavailable};
 use super::names;
 use super::reader::NatsReader;
 
 /// What the header with the id takes of the largest message: `NATS/1.0`, the name, a UUID, line ends.
 const HEADER_BYTES: usize = 64;
-/// How errors end that say that there is no stream.
-const STREAM_NOT_FOUND: &str = "error code 10059)";
 
 /// The log of a cell on a JetStream stream. A clone is the same log.
 #[derive(Clone)]
@@ -77,15 +75,7 @@ impl NatsLog {
 
     /// Words for an error, with what to do when the stream itself is gone.
     pub(super) fn failed(&self, error: &impl Display) -> EngineError {
-        // The driver has as many types for it as operations; the words of all end in the code.
-        let error = error.to_string();
-        if error.contains(STREAM_NOT_FOUND) {
-            return unavailable(format_args!(
-                "the stream {} is gone; a control creates it when it starts",
-                self.stream_name()
-            ));
-        }
-        unavailable(error)
+        of_stream(self.stream_name(), error)
     }
 
     fn publish_failed(
