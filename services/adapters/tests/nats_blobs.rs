@@ -1,9 +1,5 @@
 //! Blobs on real NATS servers: the contract, and what may lie in the stream.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "tests, of which clippy knows only the functions marked so"
-)]
+#![expect(clippy::unwrap_used, reason = "tests, of which clippy knows only the functions marked so")]
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};

@@ -26,7 +26,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::trace::Folding;
 use crate::worker::batch::Batch;
-use crate::worker::read::{Bad, Item, Part};
+use crate::worker::read::{Bad, Part};
 use crate::{Shared, decode, intents::Planners, offers};
 
 /// Agents remembered between batches.
@@ -293,13 +293,13 @@ impl Worker<'_> {
         self.folding = Folding::default();
         for (entry, item) in entries.iter().zip(part.items) {
             match item {
-                Item::Good(key, from, trace) => {
-                    if let Some(trace) = trace {
-                        self.folding.add(&key, &trace, self.partition, entries.len());
+                Ok(read) => {
+                    if let Some(trace) = read.trace {
+                        self.folding.add(&read.key, &trace, self.partition, entries.len());
                     }
-                    decoded.push((key, from));
+                    decoded.push((read.key, read.entry));
                 }
-                Item::Bad(bad) => unusable.push((entry, bad)),
+                Err(bad) => unusable.push((entry, bad)),
             }
         }
         let keys: BTreeSet<_> = decoded.iter().map(|(key, _)| key.clone()).collect();

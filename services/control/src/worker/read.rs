@@ -3,11 +3,9 @@
 
 use std::time::Duration;
 
-use muster_domain::agent::Entry;
 use muster_domain::ids::{AgentKey, GatewayId, SessionId};
 use muster_ports::EngineError;
 use muster_ports::log::LogEntry;
-use muster_ports::trace::TraceContext;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
@@ -18,14 +16,6 @@ use crate::{Shared, blobs};
 const MAX_BYTES: u64 = 32 << 20;
 /// How long a worker that is to stop goes on reading blobs.
 const STOP_AFTER: Duration = Duration::from_secs(3);
-
-/// One entry.
-pub(crate) enum Item {
-    /// It can be folded.
-    Good(AgentKey, Entry, Option<TraceContext>),
-    /// It cannot, for a lasting reason.
-    Bad(Bad),
-}
 
 /// An entry that cannot be folded.
 pub(crate) struct Bad {
@@ -44,7 +34,8 @@ impl Bad {
 
 /// The first entries, as many as there was memory for: at least one.
 pub(crate) struct Part {
-    pub(crate) items: Vec<Item>,
+    /// Each whole, or why it cannot be folded.
+    pub(crate) items: Vec<Result<Read, Bad>>,
     /// Held until the reports are written.
     _room: Option<OwnedSemaphorePermit>,
 }
@@ -74,8 +65,8 @@ pub(crate) async fn read(
         let mut items = Vec::with_capacity(decoded.len());
         for read in decoded {
             items.push(match read {
-                Ok(read) => item(shared, read).await?,
-                Err(error) => Item::Bad(Bad { reason: error.to_string(), from: None }),
+                Ok(read) => complete(shared, read).await?,
+                Err(error) => Err(Bad { reason: error.to_string(), from: None }),
             });
         }
         Ok(Part { items, _room: room })
@@ -89,15 +80,14 @@ pub(crate) async fn read(
     }
 }
 
-/// Completes an entry whose report is apart.
-async fn item(shared: &Shared, read: Read) -> Result<Item, EngineError> {
-    let Read { key, mut entry, trace, blob } = read;
-    let Some(blob) = blob else { return Ok(Item::Good(key, entry, trace)) };
-    let reason = match blobs::get(shared, &key.tenant, &blob).await {
+/// Adds its report to an entry, if that is apart.
+async fn complete(shared: &Shared, mut read: Read) -> Result<Result<Read, Bad>, EngineError> {
+    let Some(blob) = read.blob else { return Ok(Ok(read)) };
+    let reason = match blobs::get(shared, &read.key.tenant, &blob).await {
         Ok(Some(bytes)) => match decode::report_of(bytes) {
             Ok(report) => {
-                entry.report = Some(report);
-                return Ok(Item::Good(key, entry, trace));
+                read.entry.report = Some(report);
+                return Ok(Ok(read));
             }
             Err(error) => error.to_string(),
         },
@@ -105,5 +95,5 @@ async fn item(shared: &Shared, read: Read) -> Result<Item, EngineError> {
         Err(error @ EngineError::Corrupt { .. }) => error.to_string(),
         Err(error) => return Err(error),
     };
-    Ok(Item::Bad(Bad { reason, from: Some((key, entry.session, entry.gateway)) }))
+    Ok(Err(Bad { reason, from: Some((read.key, read.entry.session, read.entry.gateway)) }))
 }
