@@ -173,5 +173,256 @@ async fn folded(shared: &Shared, ends: &mut Vec<End>) -> Result<Folded, EngineEr
 }
 
 #[cfg(test)]
-#[path = "janitor_tests.rs"]
-mod tests;
+mod tests {
+    use bytes::Bytes;
+    use muster_adapters_memory::{MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryStore};
+    use muster_domain::ids::{MessageId, Tenant, Timestamp};
+    use muster_ports::blobs::{BlobRef, Blobs as _};
+    use muster_ports::host::Spawner;
+    use muster_ports::log::Log as _;
+    use muster_ports::store::{Commit, FoldStore as _};
+    use prometheus::Registry;
+    use tokio::time::advance;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{Engines, Metrics, Settings, blobs, intents, outages};
+
+    /// A cluster whose partitions are folded by hand.
+    struct Rig {
+        janitor: Janitor,
+        shared: Shared,
+        log: Arc<MemoryLog>,
+        store: Arc<MemoryStore>,
+        blobs: Arc<MemoryBlobs>,
+    }
+
+    fn shared(log: &Arc<MemoryLog>, store: &Arc<MemoryStore>, blobs: &Arc<MemoryBlobs>) -> Shared {
+        Shared {
+            settings: Settings::new("default".parse().unwrap(), "control"),
+            engines: Engines {
+                log: log.clone(),
+                blobs: blobs.clone(),
+                bus: Arc::new(MemoryBus::default()),
+                leases: Arc::new(MemoryKeyValue::new(None)),
+                values: Arc::new(MemoryKeyValue::new(None)),
+                fold: store.clone(),
+                intent: store.clone(),
+                clock: Arc::new(|| Timestamp(1)),
+                spawner: Spawner::new(|task| drop(tokio::spawn(task))),
+            },
+            metrics: Metrics::register(&Registry::new()).unwrap(),
+            intents: intents::Intents::default(),
+            outages: outages::Outages::default(),
+            room: blobs::Room::default(),
+            bodies: blobs::Bodies::default(),
+        }
+    }
+
+    fn tenant() -> Tenant {
+        "default".parse().unwrap()
+    }
+
+    fn partition(number: u16) -> Partition {
+        Partition::new(number).unwrap()
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let (log, store) = (Arc::new(MemoryLog::default()), Arc::new(MemoryStore::new()));
+            let blobs = Arc::new(MemoryBlobs::default());
+            Self { janitor: Janitor::default(), shared: shared(&log, &store, &blobs), log, store, blobs }
+        }
+
+        async fn put(&self, content: &'static str) -> BlobRef {
+            self.blobs.put(&tenant(), Bytes::from_static(content.as_bytes())).await.unwrap()
+        }
+
+        async fn is_there(&self, blob: &BlobRef) -> bool {
+            self.blobs.get(&tenant(), blob).await.unwrap().is_some()
+        }
+
+        /// Publishes an entry.
+        async fn publish(&self, number: u16) -> (Partition, Position, MessageId) {
+            let id = MessageId(Uuid::now_v7());
+            (partition(number), self.log.publish(partition(number), id, Bytes::new()).await.unwrap(), id)
+        }
+
+        /// Moves a partition's row up to an entry, as its worker does.
+        async fn fold_in(&self, epoch: u64, (partition, position, id): (Partition, Position, MessageId)) {
+            let cell = &self.shared.settings.cell;
+            let commit = Commit {
+                cell: cell.clone(),
+                partition,
+                generation: self.store.partition(cell, partition).await.unwrap().generation,
+                progress: (epoch, position, Some(id)),
+                decided_on: Default::default(),
+                agents: Vec::new(),
+                quarantined: Vec::new(),
+            };
+            self.store.commit(commit).await.unwrap();
+        }
+
+        /// Looks as often as it does in this time.
+        async fn look_for(&mut self, time: Duration) {
+            let end = Instant::now() + time;
+            while Instant::now() < end {
+                advance(LOOK_EVERY).await;
+                self.janitor.look(&self.shared).await.unwrap();
+            }
+        }
+    }
+
+    /// From a put until nothing can refer to it any more, with the looks between.
+    const LONG: Duration = Duration::from_secs(240);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_blob_goes_when_what_may_refer_to_it_is_folded() {
+        let mut rig = Rig::new();
+        let blob = rig.put("report").await;
+        let entry = rig.publish(7).await;
+        rig.fold_in(1, entry).await;
+        // Another entry may refer to it and be on its way still.
+        rig.look_for(2 * USED_WITHIN).await;
+        assert!(rig.is_there(&blob).await);
+        rig.look_for(LONG - 2 * USED_WITHIN).await;
+        assert!(!rig.is_there(&blob).await, "it is kept for ever");
+        assert_eq!(rig.blobs.mark().await.unwrap().bytes, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_blob_waits_for_the_slowest_partition() {
+        let mut rig = Rig::new();
+        let blob = rig.put("report").await;
+        let (early, late) = (rig.publish(3).await, rig.publish(60).await);
+        rig.fold_in(1, early).await;
+        rig.look_for(Duration::from_secs(24 * 3600)).await;
+        assert!(rig.is_there(&blob).await);
+        rig.fold_in(1, late).await;
+        rig.look_for(LOOK_EVERY).await;
+        assert!(!rig.is_there(&blob).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_entry_that_was_published_late_is_waited_for() {
+        let mut rig = Rig::new();
+        let blob = rig.put("report").await;
+        rig.look_for(USED_WITHIN).await;
+        let entry = rig.publish(3).await;
+        rig.look_for(2 * LONG).await;
+        assert!(rig.is_there(&blob).await);
+        rig.fold_in(1, entry).await;
+        rig.look_for(LOOK_EVERY).await;
+        assert!(!rig.is_there(&blob).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn later_entries_are_not_waited_for() {
+        let mut rig = Rig::new();
+        let blob = rig.put("report").await;
+        let entry = rig.publish(3).await;
+        rig.look_for(LONG).await;
+        // The partition never catches up with its log from here on.
+        rig.publish(3).await;
+        rig.fold_in(1, entry).await;
+        rig.look_for(LOOK_EVERY).await;
+        assert!(!rig.is_there(&blob).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_content_that_is_put_again_meanwhile_stays() {
+        let mut rig = Rig::new();
+        let (again, once) = (rig.put("again").await, rig.put("once").await);
+        let first = rig.publish(3).await;
+        // It is known by now what has to be folded.
+        rig.look_for(LONG).await;
+        rig.put("again").await;
+        let second = rig.publish(3).await;
+        rig.fold_in(1, first).await;
+        rig.look_for(LOOK_EVERY).await;
+        assert!((rig.is_there(&again).await, rig.is_there(&once).await) == (true, false));
+        rig.fold_in(1, second).await;
+        rig.look_for(LONG).await;
+        assert!(!rig.is_there(&again).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn blobs_that_come_all_the_time_go_all_the_time() {
+        let mut rig = Rig::new();
+        let mut put = Vec::new();
+        for number in 0..100_u32 {
+            let content = number.to_be_bytes().to_vec();
+            put.push(rig.blobs.put(&tenant(), content.into()).await.unwrap());
+            let entry = rig.publish(3).await;
+            rig.fold_in(1, entry).await;
+            rig.look_for(LOOK_EVERY).await;
+        }
+        let mut there = 0;
+        for blob in &put {
+            there += usize::from(rig.is_there(blob).await);
+        }
+        // As many as come in the time that each is kept.
+        let kept = usize::try_from((REFERRED_AFTER.as_secs() / LOOK_EVERY.as_secs()) + 2).unwrap();
+        assert!(there <= kept, "{there} blobs are there");
+        assert!(rig.janitor.marks.len() <= kept);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_row_of_another_log_is_not_folded() {
+        let mut rig = Rig::new();
+        for _ in 0..5 {
+            rig.publish(3).await;
+        }
+        let old = rig.publish(3).await;
+        rig.fold_in(1, old).await;
+        // The log is lost, and what is in the new one is not looked at yet.
+        let log = Arc::new(MemoryLog::default());
+        rig.shared = shared(&log, &rig.store, &rig.blobs);
+        rig.log = log;
+        let blob = rig.put("report").await;
+        let entry = rig.publish(3).await;
+        assert!(old.1 > entry.1, "by its number it would be folded");
+        rig.look_for(10 * LONG).await;
+        assert!(rig.is_there(&blob).await);
+        // The worker notices and begins a new epoch. What was waited for is worth nothing then.
+        rig.fold_in(2, entry).await;
+        rig.look_for(LOOK_EVERY).await;
+        assert!(rig.is_there(&blob).await);
+        rig.look_for(LONG).await;
+        assert!(!rig.is_there(&blob).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_log_that_is_lost_while_it_is_waited_for_does_not_keep_blobs_for_ever() {
+        let mut rig = Rig::new();
+        for _ in 0..5 {
+            rig.publish(3).await;
+        }
+        let blob = rig.put("report").await;
+        rig.publish(3).await;
+        rig.look_for(LONG).await;
+        assert!(rig.is_there(&blob).await);
+        let log = Arc::new(MemoryLog::default());
+        rig.shared = shared(&log, &rig.store, &rig.blobs);
+        rig.log = log;
+        let entry = rig.publish(3).await;
+        rig.fold_in(2, entry).await;
+        rig.look_for(2 * LONG).await;
+        assert!(!rig.is_there(&blob).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_janitor_that_begins_anew_keeps_what_is_not_folded() {
+        let mut rig = Rig::new();
+        let blob = rig.put("report").await;
+        let entry = rig.publish(3).await;
+        for _ in 0..5 {
+            rig.look_for(LONG).await;
+            rig.janitor = Janitor::default();
+        }
+        assert!(rig.is_there(&blob).await);
+        rig.fold_in(1, entry).await;
+        rig.look_for(LONG).await;
+        assert!(!rig.is_there(&blob).await);
+    }
+}
