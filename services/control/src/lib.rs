@@ -23,10 +23,11 @@ use muster_ports::bus::{Bus, Subject};
 use muster_ports::kv::KeyValue;
 use muster_ports::log::Log;
 use muster_ports::store::{FoldStore, IntentStore};
-use muster_ports::{Clock, EngineError, Spawner};
+use muster_ports::{Clock, EngineError, Random, Spawner};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
+use uuid::Uuid;
 
 pub use crate::metrics::Metrics;
 
@@ -85,8 +86,17 @@ pub struct Engines {
     pub intent: Arc<dyn IntentStore>,
     /// The time.
     pub clock: Clock,
+    /// Random bits.
+    pub random: Random,
     /// Runs the control's tasks.
     pub spawner: Spawner,
+}
+
+impl Engines {
+    /// A new UUIDv7.
+    fn new_id(&self) -> Uuid {
+        self.random.uuid((self.clock)())
+    }
 }
 
 /// What every task of a control shares.

@@ -77,7 +77,12 @@ async fn handle(shared: &Shared, payload: Bytes) -> Result<control_reply::Reply,
         }
         Some(control_request::Request::ResolveContest(contest)) => {
             let verdict = resolve(shared, &tenant, contest).await?;
-            Ok(control_reply::Reply::Contest(ContestResolved { verdict: verdict.into() }))
+            let new_instance_uid = match verdict {
+                ContestVerdict::HolderAlive => Bytes::copy_from_slice(shared.engines.new_id().as_bytes()),
+                ContestVerdict::Takeover | ContestVerdict::Unspecified => Bytes::new(),
+            };
+            let resolved = ContestResolved { verdict: verdict.into(), new_instance_uid };
+            Ok(control_reply::Reply::Contest(resolved))
         }
         None => Err("this version does not know the request".to_owned()),
     }

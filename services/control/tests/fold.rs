@@ -17,7 +17,7 @@ use muster_ports::log::Log;
 use muster_ports::store::{
     AgentWrite, Commit, CommitError, FleetStore, FoldStore, IntentStore, PartitionRow, StoredAgent,
 };
-use muster_ports::{EngineError, LEASE_TTL, Spawner};
+use muster_ports::{EngineError, LEASE_TTL, Random, Spawner};
 use muster_proto::Message;
 use muster_proto::bus::delivery::Action;
 use muster_proto::bus::{Delivery, Envelope, SessionStarted};
@@ -131,6 +131,7 @@ impl Cluster {
             fold,
             intent: self.store.clone(),
             clock: Arc::new(move || Timestamp(clock.fetch_add(1, Ordering::Relaxed))),
+            random: Random::new(|| Uuid::now_v7().as_u64_pair().1),
             spawner: Spawner::new(|task| drop(tokio::spawn(task))),
         };
         self.registry = Registry::new();

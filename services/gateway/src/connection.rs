@@ -141,7 +141,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
                 }
                 self.machine.claimed(uid, claimed, self.now());
             }
-            Err(error) => self.machine.claim_failed(uid, &error.into_not_now()),
+            Err(ClaimError::Duplicate { new_uid }) => {
+                info!(event = "agent_rekeyed", tenant = %self.tenant, agent_id = %uid, new_agent_id = %new_uid, remote_addr = %self.peer, "another live agent uses the instance_uid: this one was given a new one");
+                self.machine.duplicate(uid, new_uid);
+            }
+            Err(ClaimError::Unknown(not_now)) => self.machine.claim_failed(uid, &not_now),
         }
     }
 
@@ -224,7 +228,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
                 self.shared.registry.insert(key, claimed.session, Arc::clone(&self.mailbox));
                 self.machine.reclaimed(uid, claimed);
             }
-            Err(ClaimError::Held(_)) => {
+            Err(ClaimError::Duplicate { .. }) => {
                 self.mailbox.put(Order::Close(uid, session, EndReason::Superseded));
             }
             // Settling fails again at the next message, which brings the session back here.

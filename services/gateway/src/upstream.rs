@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use muster_domain::agent::{EndReason, Transport};
-use muster_domain::ids::{AgentKey, MessageId, SessionId};
+use muster_domain::ids::{AgentKey, InstanceUid, MessageId, SessionId};
 use muster_domain::sequence::Known;
 use muster_opamp::connection::{Claimed, NotNow, Publish};
 use muster_ports::bus::Subject;
@@ -35,19 +35,13 @@ fn not_now(shared: &Shared, reason: &str) -> NotNow {
 
 /// Why an agent was not claimed.
 pub(crate) enum ClaimError {
-    /// Another live session holds it.
-    Held(NotNow),
-    /// Nobody could say.
+    /// Another live agent holds it: this one is to use the new instance_uid, which nobody has claimed yet.
+    Duplicate {
+        /// A UUIDv7.
+        new_uid: InstanceUid,
+    },
+    /// Nobody could say: the agent is told to come again.
     Unknown(NotNow),
-}
-
-impl ClaimError {
-    /// What the agent is told.
-    pub(crate) fn into_not_now(self) -> NotNow {
-        match self {
-            Self::Held(not_now) | Self::Unknown(not_now) => not_now,
-        }
-    }
 }
 
 /// Claims an agent for a new session, in the place of `before` where that is the connection's own. A
@@ -74,13 +68,8 @@ pub(crate) async fn claim(
             ClaimOutcome::Contested { holder } => {
                 count(shared, "contested");
                 match resolve(shared, key, session, &holder).await {
-                    Ok(ContestVerdict::Takeover) => displace = Some(holder.session),
-                    Ok(_) => {
-                        return Err(ClaimError::Held(not_now(
-                            shared,
-                            "another live agent uses this instance_uid",
-                        )));
-                    }
+                    Ok(Verdict::Takeover) => displace = Some(holder.session),
+                    Ok(Verdict::Duplicate { new_uid }) => return Err(ClaimError::Duplicate { new_uid }),
                     Err(error) => {
                         if let Some(more) = shared.outages.contest.tell((shared.engines.clock)()) {
                             warn!(tenant = %key.tenant, agent_id = %key.uid, %error, more, "control did not decide on a contested instance_uid");
@@ -92,7 +81,7 @@ pub(crate) async fn claim(
             }
         }
     }
-    Err(ClaimError::Held(not_now(shared, "several agents claim this instance_uid at once")))
+    Err(ClaimError::Unknown(not_now(shared, "several agents claim this instance_uid at once")))
 }
 
 fn count(shared: &Shared, result: &str) {
@@ -125,12 +114,20 @@ async fn try_claim(
     Err(not_now(shared, "the server cannot register the agent now"))
 }
 
+/// What control decided on a contested claim.
+enum Verdict {
+    /// The holder is dead.
+    Takeover,
+    /// The holder is another live agent.
+    Duplicate { new_uid: InstanceUid },
+}
+
 async fn resolve(
     shared: &Shared,
     key: &AgentKey,
     newcomer: SessionId,
     holder: &Holder,
-) -> Result<ContestVerdict, String> {
+) -> Result<Verdict, String> {
     let contest = ResolveContest {
         instance_uid: key.uid.as_bytes().to_vec().into(),
         newcomer_session_id: newcomer.as_bytes().to_vec().into(),
@@ -153,7 +150,15 @@ async fn resolve(
         .await
         .map_err(|error| error.to_string())?;
     match ControlReply::decode(answer).map_err(|error| error.to_string())?.reply {
-        Some(control_reply::Reply::Contest(resolved)) => Ok(resolved.verdict()),
+        Some(control_reply::Reply::Contest(resolved)) => match resolved.verdict() {
+            ContestVerdict::Takeover => Ok(Verdict::Takeover),
+            ContestVerdict::HolderAlive => match InstanceUid::try_from(resolved.new_instance_uid.as_ref()) {
+                Ok(new_uid) => Ok(Verdict::Duplicate { new_uid }),
+                // A control of a version that gives none.
+                Err(_) => Ok(Verdict::Duplicate { new_uid: InstanceUid(shared.engines.new_id()) }),
+            },
+            ContestVerdict::Unspecified => Err("control's verdict is unknown".to_owned()),
+        },
         Some(control_reply::Reply::Error(error)) => Err(error),
         _ => Err("control gave no verdict".to_owned()),
     }

@@ -200,6 +200,7 @@ impl Server {
                 fold: as_fold(store),
                 intent: as_intent(store),
                 clock: clock.clone(),
+                random: system_random(),
                 spawner: tokio_spawner(),
             };
             let metrics = muster_control::Metrics::register(&registry)?;

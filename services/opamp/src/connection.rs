@@ -37,8 +37,8 @@ impl Default for Limits {
 /// Something to be done for a connection, in this order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Output {
-    /// Claim this agent for a session; answer with [`Connection::claimed`] or
-    /// [`Connection::claim_failed`].
+    /// Claim this agent for a session; answer with [`Connection::claimed`],
+    /// [`Connection::duplicate`] or [`Connection::claim_failed`].
     Claim(InstanceUid),
     /// Publish to the log; answer with [`Connection::published`].
     Publish(Publish),
@@ -270,6 +270,21 @@ impl Connection {
         self.sessions.remove(&uid);
     }
 
+    /// Another live agent holds the uid: what waits is answered with the one to be used from now on, and
+    /// takes no effect. Full state is asked for at once, since a client that takes a new uid over says
+    /// nothing by itself.
+    pub fn duplicate(&mut self, uid: InstanceUid, new_uid: InstanceUid) {
+        let Some(session) = self.sessions.get(&uid) else { return };
+        if !matches!(session.phase, Phase::Claiming) {
+            return;
+        }
+        for number in 0..session.waiting.len() {
+            let (first, new_uid) = (number == 0, Some(new_uid));
+            self.outputs.push_back(Output::Send(Reply::Answer { uid, first, full_state: first, new_uid }));
+        }
+        self.sessions.remove(&uid);
+    }
+
     /// The log took the session's entry, or did not.
     pub fn published(
         &mut self,
@@ -447,7 +462,12 @@ impl Connection {
     }
 
     fn ask(&mut self, uid: InstanceUid) {
-        self.outputs.push_back(Output::Send(Reply::Answer { uid, first: false, full_state: true }));
+        self.outputs.push_back(Output::Send(Reply::Answer {
+            uid,
+            first: false,
+            full_state: true,
+            new_uid: None,
+        }));
     }
 
     /// Takes messages that waited, until one has to wait for the log.
@@ -549,7 +569,7 @@ impl Active {
         }
         let first = !self.introduced;
         self.introduced = true;
-        Output::Send(Reply::Answer { uid: head.uid, first, full_state: ask })
+        Output::Send(Reply::Answer { uid: head.uid, first, full_state: ask, new_uid: None })
     }
 }
 

@@ -53,8 +53,10 @@ fn words(connection: &mut Connection) -> Vec<String> {
             text += &flag(publish.dirty, "dirty");
             text
         }
-        Output::Send(Reply::Answer { first, full_state, .. }) => {
-            format!("answer{}{}", if first { " first" } else { "" }, if full_state { " ask" } else { "" })
+        Output::Send(Reply::Answer { first, full_state, new_uid, .. }) => {
+            let flag = |set: bool, word: &str| if set { format!(" {word}") } else { String::new() };
+            let words = [flag(first, "first"), flag(full_state, "ask"), flag(new_uid.is_some(), "new_uid")];
+            format!("answer{}", words.concat())
         }
         Output::Send(Reply::BadRequest { reason, .. } | Reply::Unavailable { reason, .. }) => {
             format!("error: {reason}")
@@ -256,6 +258,24 @@ fn a_refused_claim_refuses_what_waits_and_the_next_message_claims_again() {
     assert_eq!(words(&mut connection), ["error: the log is away"]);
     connection.frame(&frame(&full(1, 1)), NOW);
     assert_eq!(words(&mut connection), ["claim"]);
+}
+
+#[test]
+fn a_second_live_agent_gets_a_new_uid_under_the_one_it_used_and_begins_anew_with_it() {
+    let mut connection = Connection::new(Limits::default());
+    connection.frame(&frame(&full(1, 0)), NOW);
+    assert_eq!(words(&mut connection), ["claim"]);
+    connection.duplicate(uid(1), uid(2));
+    let reply = Reply::Answer { uid: uid(1), first: true, full_state: true, new_uid: Some(uid(2)) };
+    assert_eq!(outputs(&mut connection), [Output::Send(reply.clone())], "nothing is published");
+    let message = reply.message();
+    assert_eq!(message.instance_uid, uid(1).as_bytes());
+    assert_eq!(message.agent_identification.unwrap().new_instance_uid, uid(2).as_bytes());
+    // A client that takes it over goes on with its sequence and says nothing of itself.
+    connection.frame(&frame(&heartbeat(2, 1)), NOW);
+    assert_eq!(words(&mut connection), ["claim"]);
+    connection.claimed(uid(2), claimed(1, Known::Nothing), NOW);
+    assert_eq!(words(&mut connection), ["publish #1 started dirty"]);
 }
 
 #[test]

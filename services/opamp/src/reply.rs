@@ -7,7 +7,8 @@ use muster_domain::capabilities::ServerCapabilities;
 use muster_domain::ids::InstanceUid;
 use muster_proto::opamp::server_error_response::Details;
 use muster_proto::opamp::{
-    RetryInfo, ServerErrorResponse, ServerErrorResponseType, ServerToAgent, ServerToAgentFlags,
+    AgentIdentification, RetryInfo, ServerErrorResponse, ServerErrorResponseType, ServerToAgent,
+    ServerToAgentFlags,
 };
 
 use crate::frame;
@@ -26,6 +27,9 @@ pub enum Reply {
         first: bool,
         /// Whether a full report is asked for (ServerToAgentFlags.ReportFullState).
         full_state: bool,
+        /// The instance_uid that the agent is to use from now on (AgentIdentification.new_instance_uid).
+        /// The message itself still carries the one that the agent used: some clients drop others.
+        new_uid: Option<InstanceUid>,
     },
     /// The message is refused (ServerErrorResponseType.BadRequest).
     BadRequest {
@@ -54,10 +58,12 @@ impl Reply {
     /// The message. An error_response stands alone in it (specification, "ServerErrorResponse").
     pub fn message(&self) -> ServerToAgent {
         match self {
-            Self::Answer { uid, first, full_state } => ServerToAgent {
+            Self::Answer { uid, first, full_state, new_uid } => ServerToAgent {
                 instance_uid: uid.as_bytes().to_vec(),
                 capabilities: if *first { ServerCapabilities::PRESENT.0 } else { 0 },
                 flags: if *full_state { ServerToAgentFlags::ReportFullState as u64 } else { 0 },
+                agent_identification: new_uid
+                    .map(|new_uid| AgentIdentification { new_instance_uid: new_uid.as_bytes().to_vec() }),
                 ..ServerToAgent::default()
             },
             Self::BadRequest { uid, reason } => {

@@ -4,7 +4,7 @@ use muster_testkit::RawAgent;
 use muster_testkit::messages::{first_report, goodbye, health, heartbeat, new_uid};
 use serde_json::json;
 
-use crate::{QUIET, SOON, agent, agent_has, apply, assignment, body, offer, run, server, template};
+use crate::{QUIET, agent, agent_has, apply, assignment, body, offer, run, server, template};
 
 #[tokio::test]
 async fn a_matching_agent_gets_its_config_and_shows_it() {
@@ -134,27 +134,5 @@ async fn a_gap_is_asked_for_in_the_very_reply() {
     assert_eq!(answer.flags, 1, "ReportFullState");
     let answer = agent.exchange(&heartbeat(uid, 6)).await;
     assert_eq!(answer.flags, 0, "once a gap");
-    muster.assert_no_errors();
-}
-
-#[tokio::test]
-async fn a_second_live_agent_with_the_uid_is_told_to_wait_and_a_dead_ones_uid_is_taken_over() {
-    let muster = server().await;
-    let uid = new_uid();
-    let mut first = RawAgent::connect(&muster.opamp_url()).await;
-    first.exchange(&first_report(uid, &[("team", "blue")])).await;
-    let mut second = RawAgent::connect(&muster.opamp_url()).await;
-    second.send(&first_report(uid, &[("team", "red")])).await;
-    // The first agent answers the probe's ping while it is read from.
-    let (refused, _) = tokio::join!(second.recv(), first.next_within(QUIET));
-    let error = refused.error_response.unwrap();
-    assert_eq!(error.error_message, "another live agent uses this instance_uid");
-    assert_eq!(agent(&muster, uid).await["attributes"]["non_identifying"], json!({"team": "blue"}));
-    // Nobody reads from the first one any more: it does not answer the probe.
-    second.send(&first_report(uid, &[("team", "red")])).await;
-    let taken = tokio::time::timeout(SOON, second.recv()).await.unwrap();
-    assert_eq!(taken.error_response, None);
-    agent_has(&muster, uid, "/attributes/non_identifying/team", "red").await;
-    assert_eq!(first.recv_close().await, 1008);
     muster.assert_no_errors();
 }
