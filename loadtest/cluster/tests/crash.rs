@@ -3,8 +3,8 @@
 
 #![expect(clippy::expect_used, reason = "a test ends with its panics")]
 
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+mod program;
+
 use std::time::Duration;
 
 use muster_cluster::ClusterOptions;
@@ -14,26 +14,6 @@ use muster_testkit::engines::{Engine, engines_or_skip};
 const AGENTS: usize = 100;
 const REPORTERS: usize = 20;
 const BOUND: Duration = Duration::from_secs(40);
-
-/// The program: `MUSTER_BIN`, or else built as a developer would. Cargo gives a test only the programs of
-/// its own package.
-fn program() -> PathBuf {
-    if let Some(program) = std::env::var_os("MUSTER_BIN") {
-        return program.into();
-    }
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--locked", "-p", "muster", "--message-format=json"]);
-    build.current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null()).stderr(Stdio::inherit());
-    let output = build.output().expect("cargo runs");
-    assert!(output.status.success(), "cargo build -p muster failed");
-    let messages = String::from_utf8_lossy(&output.stdout).into_owned();
-    let executable = |line: &str| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let is_it = message["target"]["name"] == "muster";
-        message["executable"].as_str().filter(|_| is_it).map(PathBuf::from)
-    };
-    messages.lines().find_map(executable).expect("cargo says where the program is")
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_and_a_control_are_lost_and_nothing_with_them() {
@@ -46,7 +26,7 @@ async fn a_gateway_and_a_control_are_lost_and_nothing_with_them() {
         apis: 1,
         nats: 1,
         fsync: false,
-        ..ClusterOptions::new(program())
+        ..ClusterOptions::new(program::muster())
     };
     let mut rig = Rig::start(&options, AGENTS, REPORTERS).await.expect("the cluster starts");
     for name in ["gateway-kill9", "control-kill9"] {

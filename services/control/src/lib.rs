@@ -2,6 +2,7 @@
 //! offers to the gateway that holds it.
 
 mod blobs;
+mod contests;
 mod decode;
 mod intents;
 mod janitor;
@@ -109,6 +110,7 @@ struct Shared {
     /// Memory for blobs that are folded.
     room: blobs::Room,
     bodies: blobs::Bodies,
+    contests: contests::Contests,
 }
 
 impl Shared {
@@ -137,6 +139,7 @@ pub async fn run(
         outages: outages::Outages::default(),
         room: blobs::Room::default(),
         bodies: blobs::Bodies::default(),
+        contests: contests::Contests::default(),
     });
     let wake = shared.engines.bus.subscribe(&Subject::Wake(cell.clone())).await?;
     let requests = shared.engines.bus.subscribe(&Subject::Control(cell.clone())).await?;

@@ -17,6 +17,7 @@ pub struct Metrics {
     pub(crate) offers_too_large: IntCounter,
     pub(crate) blobs: IntCounterVec,
     pub(crate) blob_bytes: IntGauge,
+    pub(crate) duplicates: IntCounterVec,
 }
 
 impl Metrics {
@@ -91,6 +92,11 @@ impl Metrics {
                 "muster_control_blobs_total",
                 "Reads of reports that were too large for the log.",
                 "result",
+            )?,
+            duplicates: family(
+                "muster_duplicate_instance_uids_total",
+                "Agents whose instance_uid another session held: takeover, duplicate (two live agents), undecided.",
+                "verdict",
             )?,
         })
     }

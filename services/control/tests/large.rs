@@ -15,6 +15,7 @@ use muster_domain::intent::plan;
 use muster_domain::manifest;
 use muster_ports::blobs::{BlobRef, Blobs, Mark, PutError};
 use muster_ports::bus::{Bus, MAX_PAYLOAD, Subject, Subscription};
+use muster_ports::host::Random;
 use muster_ports::host::Spawner;
 use muster_ports::log::Log;
 use muster_ports::store::{FleetStore, FoldStore, IntentStore};
@@ -114,6 +115,7 @@ impl Cluster {
             fold: self.store.clone(),
             intent: self.store.clone(),
             clock: Arc::new(move || Timestamp(clock.fetch_add(1, Ordering::Relaxed))),
+            random: Random::new(|| Uuid::now_v7().as_u64_pair().1),
             spawner: Spawner::new(|task| drop(tokio::spawn(task))),
         };
         let metrics = Metrics::register(&self.registry).unwrap();

@@ -7,7 +7,7 @@ use crate::ids::{AgentKey, InstanceUid, Timestamp};
 use crate::recent::Recent;
 
 /// Nobody listens for a gateway that just connects to the bus anew: it is asked once more after this.
-pub const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
+pub const ASK_AGAIN_AFTER: Duration = Duration::from_millis(300);
 
 /// What the lease bucket says of the gateway of the session that holds the uid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,8 +86,9 @@ pub fn judge(lease: Lease, answers: &[Answer]) -> Step {
 /// [`ATTEMPTS_WITHIN`]: further ones are refused. Clones behind one address may share this.
 const ATTEMPTS: u32 = 10;
 const ATTEMPTS_WITHIN: Duration = Duration::from_secs(600);
-/// Who is refused is not looked into again for this long.
-const REFUSED_FOR: Duration = Duration::from_secs(30);
+/// Who is refused is not looked into again for this long. It is short: the agent that the uid belongs to may
+/// be behind the same address, and connect anew.
+const REFUSED_FOR: Duration = Duration::from_secs(5);
 /// How long the agent that asked for a uid may take to come again and be given the same one.
 const ISSUED_FOR: Duration = Duration::from_secs(300);
 /// Most clients that are remembered, of each kind.

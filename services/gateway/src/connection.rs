@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use muster_domain::agent::EndReason;
+use muster_domain::duplicates::Client;
 use muster_domain::ids::{AgentKey, InstanceUid, SessionId, Tenant, Timestamp};
 use muster_opamp::connection::{Connection, Limits, Output};
 use muster_proto::encoding::{WireType, encode_key, encode_varint};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use crate::mailbox::{Mailbox, Offer, Order};
+use crate::claims::{Claims, Made, What};
+use crate::mailbox::{Hold, Mailbox, Offer, Order};
+use crate::probes::{Probe, Probes};
 use crate::socket::{Received, Socket, SocketError, code};
 use crate::upstream::ClaimError;
 use crate::{Shared, settler, upstream};
@@ -23,6 +25,9 @@ use crate::{Shared, settler, upstream};
 pub(crate) const DEFAULT_TENANT: &str = "default";
 /// How long a peer may take to answer a Close.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Nothing more is read from a peer while this many bytes of its messages wait for claims and for the log.
+const MAX_WAITING: usize = 1 << 20;
 
 /// Why a connection ends, as its close code, its text and what becomes of its sessions.
 struct End {
@@ -51,7 +56,8 @@ struct Serving<S> {
     heard: Instant,
     /// When the last ping was sent.
     pinged: Instant,
-    probes: Vec<oneshot::Sender<bool>>,
+    probes: Probes,
+    claims: Claims,
     /// When the connection is closed because the gateway is stopping.
     close_at: Option<Instant>,
     /// Whether anything may still be written.
@@ -71,7 +77,8 @@ where
         mailbox: Arc::new(Mailbox::default()),
         heard: Instant::now(),
         pinged: Instant::now(),
-        probes: Vec::new(),
+        probes: Probes::default(),
+        claims: Claims::default(),
         close_at: None,
         open: true,
         shared,
@@ -90,9 +97,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
                 return end;
             }
             let deadline = self.next_deadline();
-            // None starves: the stop comes once, a deadline that was met moves on by 10 ms or more, and the
-            // mailbox holds one order of a kind for each session, so an agent that never stops sending
-            // is the one that comes last.
+            let reads = self.machine.waiting_bytes() < MAX_WAITING;
+            self.mailbox.set_hold(if reads { Hold::None } else { Hold::Engines });
+            // None starves: the stop comes once, a deadline that was met moves on by 10 ms or more, a session
+            // claims once before it goes on, and the mailbox holds one order of a kind for each session, so
+            // an agent that never stops sending is the one that comes last.
             let step = tokio::select! {
                 biased;
                 () = self.shared.closing.cancelled(), if self.close_at.is_none() => {
@@ -102,8 +111,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
                     Ok(())
                 }
                 () = tokio::time::sleep_until(deadline) => self.on_time().await,
+                made = self.claims.next() => {
+                    self.claimed(made);
+                    Ok(())
+                }
                 orders = self.mailbox.take() => self.orders(orders).await,
-                received = self.socket.recv() => self.received(received).await,
+                received = self.socket.recv(), if reads => self.received(received).await,
             };
             if let Err(end) = step {
                 return end;
@@ -115,8 +128,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
     async fn work(&mut self) -> Result<(), End> {
         while let Some(output) = self.machine.poll() {
             match output {
-                Output::Claim(uid) => self.claim(uid).await,
+                Output::Claim(uid) => self.claim(uid, What::Agent),
+                Output::Issue(uid) => self.claim(uid, What::NewUid),
                 Output::Publish(publish) => {
+                    self.mailbox.set_hold(Hold::Engines);
                     let (key, session) = (self.key(publish.uid), publish.session);
                     let remote_addr = self.peer.to_string();
                     let result = upstream::publish(&self.shared, &key, publish, &remote_addr).await;
@@ -127,30 +142,81 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
                     self.shared.settler.note(self.key(uid), session, sequence_num, self.now());
                 }
                 Output::Ended { uid, session } => self.release(uid, session).await,
+                Output::Taken { uid, .. } => {
+                    self.count_new_uid("taken");
+                    self.shared.given().taken(&self.client(uid));
+                }
+                Output::NotTaken(uid) => {
+                    self.count_new_uid("not_taken");
+                    self.shared.given().not_taken(self.client(uid), self.now());
+                }
             }
         }
         Ok(())
     }
 
-    async fn claim(&mut self, uid: InstanceUid) {
-        let key = self.key(uid);
-        match upstream::claim(&self.shared, &key, None).await {
-            Ok(claimed) => {
-                if self.shared.registry.insert(key, claimed.session, Arc::clone(&self.mailbox)) {
+    fn claim(&mut self, uid: InstanceUid, what: What) {
+        self.claims.begin(Arc::clone(&self.shared), self.client(uid), what);
+    }
+
+    fn claimed(&mut self, made: Made) {
+        let Made { uid, what, result } = made;
+        match (result, what) {
+            (Ok((held, claimed)), _) => {
+                let session = claimed.session;
+                if self.shared.registry.insert(self.key(held), session, Arc::clone(&self.mailbox)) {
                     self.shared.metrics.connected_agents.inc();
                 }
-                self.machine.claimed(uid, claimed, self.now());
+                match what {
+                    What::Agent => self.machine.claimed(uid, claimed, self.now()),
+                    What::Anew(_) => self.machine.reclaimed(uid, claimed),
+                    What::NewUid => {
+                        if self.machine.issued(uid, held, claimed, self.now()) {
+                            self.count_new_uid("issued");
+                            info!(event = "agent_rekeyed", tenant = %self.tenant, agent_id = %uid, new_agent_id = %held, remote_addr = %self.peer, "an agent asked for an instance_uid and is given one");
+                        }
+                    }
+                }
             }
-            Err(ClaimError::Duplicate { new_uid }) => {
-                info!(event = "agent_rekeyed", tenant = %self.tenant, agent_id = %uid, new_agent_id = %new_uid, remote_addr = %self.peer, "another live agent uses the instance_uid: this one was given a new one");
-                self.machine.duplicate(uid, new_uid);
+            (Err(_), _) if !self.open => {}
+            // It reconnects, and is a newcomer then.
+            (Err(ClaimError::Duplicate { .. } | ClaimError::Refused), What::Anew(session)) => {
+                self.mailbox.put(Order::Close(uid, session, EndReason::Superseded));
             }
-            Err(ClaimError::Unknown(not_now)) => self.machine.claim_failed(uid, &not_now),
+            // Settling fails again at the next message, which brings the session back here.
+            (Err(ClaimError::Unknown(not_now)), What::Anew(_)) => {
+                debug!(tenant = %self.tenant, agent_id = %uid, reason = not_now.reason, "an agent could not be claimed anew");
+            }
+            (Err(ClaimError::Duplicate { new_uid }), _) => {
+                match self.machine.duplicate(uid, Some(new_uid), self.now()) {
+                    Some(new_uid) => {
+                        self.count_new_uid("given");
+                        info!(event = "agent_rekeyed", tenant = %self.tenant, agent_id = %uid, new_agent_id = %new_uid, remote_addr = %self.peer, "another live agent uses the instance_uid: this one was given a new one");
+                    }
+                    None => self.refused(uid),
+                }
+            }
+            (Err(ClaimError::Refused), _) => {
+                self.machine.duplicate(uid, None, self.now());
+                self.refused(uid);
+            }
+            (Err(ClaimError::Unknown(not_now)), _) => self.machine.claim_failed(uid, &not_now),
         }
+    }
+
+    fn refused(&self, uid: InstanceUid) {
+        self.count_new_uid("refused");
+        warn!(event = "agent_refused", tenant = %self.tenant, agent_id = %uid, remote_addr = %self.peer, "an agent is refused: its instance_uid is another live agent's, and it does not take the new one that it is given; configure one of its own");
+    }
+
+    fn count_new_uid(&self, result: &str) {
+        self.shared.metrics.new_uids.with_label_values(&[result]).inc();
     }
 
     async fn release(&mut self, uid: InstanceUid, session: SessionId) {
         let key = self.key(uid);
+        self.probes.ended(session);
+        self.mailbox.set_hold(Hold::Engines);
         if self.shared.registry.remove(&key, session) {
             self.shared.metrics.connected_agents.dec();
         }
@@ -159,18 +225,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
 
     async fn received(&mut self, received: Result<Received, SocketError>) -> Result<(), End> {
         self.heard = Instant::now();
-        for probe in self.probes.drain(..) {
-            // Whoever asked may have stopped waiting.
-            let _ = probe.send(true);
-        }
         match received {
             Ok(Received::Binary(bytes)) => {
                 self.shared.metrics.received.inc();
-                self.machine.frame(&bytes, self.now());
+                let of = self.machine.frame(&bytes, self.now());
+                self.probes.heard(of);
                 Ok(())
             }
-            Ok(Received::Ping(payload)) => self.write(Write::Pong(&payload)).await,
-            Ok(Received::Pong) => Ok(()),
+            Ok(Received::Ping(payload)) => {
+                self.probes.heard(None);
+                self.write(Write::Pong(&payload)).await
+            }
+            Ok(Received::Pong) => {
+                self.probes.heard(None);
+                Ok(())
+            }
             Ok(Received::Close(given)) => {
                 Err(End::close(given.unwrap_or(code::NORMAL), "", EndReason::ConnectionLost))
             }
@@ -200,7 +269,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
                 Order::RequestFullState(uid, session) => {
                     self.machine.request_full_state(uid, session, self.now());
                 }
-                Order::Reclaim(uid, session) => self.reclaim(uid, session).await,
+                // In the place of the connection's own session before.
+                Order::Reclaim(uid, session) => {
+                    if self.machine.session(uid) == Some(session) {
+                        self.claim(uid, What::Anew(session));
+                    }
+                }
                 Order::Close(uid, session, reason) => {
                     if self.machine.session(uid) == Some(session) && self.machine.sessions() == 1 {
                         let text = "another connection of this agent has taken over";
@@ -208,34 +282,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
                     }
                     self.machine.close_session(uid, Some(session), reason);
                 }
-                Order::Probe(_, _, answer) => {
-                    self.probes.push(answer);
-                    self.ping().await?;
-                }
+                Order::Probe(probe) => self.probe(probe).await?,
             }
         }
         Ok(())
     }
 
-    /// Claims the agent anew for its connection, in the place of its own session before.
-    async fn reclaim(&mut self, uid: InstanceUid, session: SessionId) {
+    /// Asks the agent whether it is there. What answers a ping is the connection, which says nothing about
+    /// one of several agents. A session that is gone is told by dropping the probe.
+    async fn probe(&mut self, probe: Probe) -> Result<(), End> {
+        let (uid, session) = (probe.uid, probe.session);
         if self.machine.session(uid) != Some(session) {
-            return;
+            return Ok(());
         }
-        let key = self.key(uid);
-        match upstream::claim(&self.shared, &key, Some(session)).await {
-            Ok(claimed) => {
-                self.shared.registry.insert(key, claimed.session, Arc::clone(&self.mailbox));
-                self.machine.reclaimed(uid, claimed);
-            }
-            Err(ClaimError::Duplicate { .. }) => {
-                self.mailbox.put(Order::Close(uid, session, EndReason::Superseded));
-            }
-            // Settling fails again at the next message, which brings the session back here.
-            Err(ClaimError::Unknown(not_now)) => {
-                debug!(tenant = %self.tenant, agent_id = %uid, reason = not_now.reason, "an agent could not be claimed anew");
-            }
+        let by_ping = self.machine.sessions() == 1;
+        if by_ping {
+            self.ping().await?;
+        } else if !self.probes.is_asked(session) {
+            self.machine.request_full_state(uid, session, self.now());
         }
+        self.probes.asked(probe, by_ping);
+        Ok(())
     }
 
     async fn offer(&mut self, uid: InstanceUid, offer: Offer) -> Result<(), End> {
@@ -307,7 +374,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
                 Write::Close(code, text) => socket.close(code, text).await,
             }
         };
-        match tokio::time::timeout(self.shared.settings.write_deadline, work).await {
+        self.mailbox.set_hold(Hold::Peer);
+        let written = tokio::time::timeout(self.shared.settings.write_deadline, work).await;
+        self.mailbox.set_hold(Hold::None);
+        match written {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
                 debug!(remote_addr = %self.peer, tenant = %self.tenant, %error, "a connection was lost");
@@ -322,6 +392,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
 
     /// Says Close where that can be said, then ends the sessions.
     async fn finish(mut self, end: End) {
+        // From here on the agents are elsewhere, or nowhere.
+        self.mailbox.close();
+        self.probes = Probes::default();
         if let Some((code, text)) = end.close
             && self.write(Write::Close(code, text)).await.is_ok()
         {
@@ -330,9 +403,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
         }
         self.open = false;
         self.machine.close(end.reason);
-        // Replies that are still to be sent fail, one after the other, until only the rest is left.
-        while let Err(_lost) = self.work().await {}
+        loop {
+            // Replies that are still to be sent fail, one after the other, until only the rest is left.
+            while let Err(_lost) = self.work().await {}
+            if self.claims.is_empty() {
+                break;
+            }
+            // What is claimed too late is given back.
+            let made = self.claims.next().await;
+            self.claimed(made);
+        }
         self.shared.metrics.open_connections.dec();
+    }
+
+    fn client(&self, uid: InstanceUid) -> Client {
+        (self.key(uid), self.peer.ip())
     }
 
     fn key(&self, uid: InstanceUid) -> AgentKey {

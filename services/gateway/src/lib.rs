@@ -7,6 +7,7 @@ mod accept;
 mod admission;
 mod bodies;
 mod budgets;
+mod claims;
 mod connection;
 mod deliveries;
 mod fence;
@@ -16,6 +17,7 @@ mod mailbox;
 mod metrics;
 mod outages;
 mod payload;
+mod probes;
 mod registry;
 mod requests;
 mod settler;
@@ -24,11 +26,12 @@ mod trace;
 mod upstream;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use muster_domain::budget::Rate;
+use muster_domain::duplicates::Given;
 use muster_domain::ids::{Cell, GatewayId, Incarnation};
 use muster_ports::blobs::Blobs;
 use muster_ports::bus::{Bus, Subject};
@@ -136,6 +139,7 @@ struct Shared {
     metrics: Metrics,
     registry: registry::Registry,
     settler: settler::Settler,
+    given: Mutex<Given>,
     bodies: bodies::Bodies,
     budgets: budgets::Budgets,
     /// Of reports that are put as blobs.
@@ -163,6 +167,7 @@ impl Shared {
             closing_over: OnceLock::new(),
             registry: registry::Registry::default(),
             settler: settler::Settler::default(),
+            given: Mutex::default(),
             bodies: bodies::Bodies::new(),
             budgets: budgets::Budgets::new(settings.budgets),
             turns: payload::Turns::default(),
@@ -188,6 +193,11 @@ impl Shared {
     /// Counts a connection that is not taken.
     fn refused(&self, reason: &str) {
         self.metrics.refused_connections.with_label_values(&[reason]).inc();
+    }
+
+    /// What is remembered of uids that were given to agents.
+    fn given(&self) -> MutexGuard<'_, Given> {
+        self.given.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins another life.

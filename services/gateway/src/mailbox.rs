@@ -3,12 +3,15 @@
 //! Nothing here grows with time: a newer offer takes the place of an older one.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use muster_domain::agent::EndReason;
 use muster_domain::ids::{ConfigHash, Incarnation, InstanceUid, IntentRevision, SessionId};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
+
+use crate::probes::Probe;
 
 /// A remote config to be written to one agent.
 #[derive(Debug, Clone)]
@@ -38,8 +41,20 @@ pub(crate) enum Order {
     Reclaim(InstanceUid, SessionId),
     /// End the session.
     Close(InstanceUid, SessionId, EndReason),
-    /// Find out whether the peer is there; the answer is whether it is.
-    Probe(InstanceUid, SessionId, oneshot::Sender<bool>),
+    /// Find out whether the agent is there.
+    Probe(Probe),
+}
+
+/// What keeps a connection from reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Hold {
+    /// Nothing.
+    None,
+    /// Its peer, which does not take what is written.
+    Peer,
+    /// Ownership, control or the log.
+    Engines,
 }
 
 /// What waits for one connection.
@@ -47,15 +62,20 @@ pub(crate) enum Order {
 pub(crate) struct Mailbox {
     waiting: Mutex<Waiting>,
     changed: Notify,
+    /// A [`Hold`].
+    hold: AtomicU8,
 }
 
 #[derive(Default)]
 struct Waiting {
+    /// The connection ends: nobody is probed any more.
+    closed: bool,
     offers: BTreeMap<InstanceUid, Offer>,
     full_state: BTreeMap<InstanceUid, SessionId>,
     reclaim: BTreeMap<InstanceUid, SessionId>,
     close: BTreeMap<InstanceUid, (SessionId, EndReason)>,
-    probes: BTreeMap<InstanceUid, (SessionId, oneshot::Sender<bool>)>,
+    /// As many as are asked at once, which is bounded.
+    probes: Vec<Probe>,
 }
 
 impl Mailbox {
@@ -80,12 +100,33 @@ impl Mailbox {
             Order::Close(uid, session, reason) => {
                 waiting.close.insert(uid, (session, reason));
             }
-            Order::Probe(uid, session, answer) => {
-                waiting.probes.insert(uid, (session, answer));
-            }
+            // One that is dropped tells that the session is gone.
+            Order::Probe(probe) if waiting.closed => drop(probe),
+            Order::Probe(probe) => waiting.probes.push(probe),
         }
         drop(waiting);
         self.changed.notify_one();
+    }
+
+    /// The connection ends: whoever probes one of its sessions is told so, now and from now on.
+    pub(crate) fn close(&self) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.closed = true;
+        waiting.probes = Vec::new();
+    }
+
+    /// What the connection waits for now.
+    pub(crate) fn set_hold(&self, hold: Hold) {
+        self.hold.store(hold as u8, Ordering::Relaxed);
+    }
+
+    /// What the connection waits for now.
+    pub(crate) fn hold(&self) -> Hold {
+        match self.hold.load(Ordering::Relaxed) {
+            hold if hold == Hold::Peer as u8 => Hold::Peer,
+            hold if hold == Hold::Engines as u8 => Hold::Engines,
+            _ => Hold::None,
+        }
     }
 
     /// Waits until there is something, then takes all of it, what closes first.
@@ -94,8 +135,7 @@ impl Mailbox {
             let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
             let close =
                 waiting.close.into_iter().map(|(uid, (session, reason))| Order::Close(uid, session, reason));
-            let probes =
-                waiting.probes.into_iter().map(|(uid, (session, answer))| Order::Probe(uid, session, answer));
+            let probes = waiting.probes.into_iter().map(Order::Probe);
             let full =
                 waiting.full_state.into_iter().map(|(uid, session)| Order::RequestFullState(uid, session));
             let offers = waiting.offers.into_iter().map(|(uid, offer)| Order::Offer(uid, offer));

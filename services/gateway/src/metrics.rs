@@ -15,6 +15,7 @@ pub struct Metrics {
     pub(crate) blobs: IntCounterVec,
     pub(crate) over_budget: IntCounterVec,
     pub(crate) claims: IntCounterVec,
+    pub(crate) new_uids: IntCounterVec,
     pub(crate) offers: IntCounterVec,
 }
 
@@ -81,6 +82,11 @@ impl Metrics {
                 "result",
             )?,
             claims: family("muster_gateway_claims_total", "Claims of agents.", "result")?,
+            new_uids: family(
+                "muster_gateway_new_instance_uids_total",
+                "New instance_uids for agents, by what became of them: given, issued, taken, not_taken, refused.",
+                "result",
+            )?,
             offers: family("muster_gateway_offers_total", "Remote config offers to agents.", "result")?,
         })
     }

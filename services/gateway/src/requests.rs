@@ -1,28 +1,26 @@
 //! Answers requests from control: is the agent of this session still there?
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
+use muster_domain::agent::EndReason;
 use muster_domain::ids::{AgentKey, InstanceUid, SessionId, Tenant};
-use muster_ports::bus::{Received, Subscription};
+use muster_ports::bus::{Received, Reply, Subscription};
 use muster_proto::Message;
 use muster_proto::bus::{
     GatewayReply, GatewayRequest, ProbeResult, ProbeSession, gateway_reply, gateway_request,
 };
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use crate::Shared;
 use crate::mailbox::Order;
+use crate::{Shared, probes};
 
-/// A probed agent that says nothing for this long is gone.
-const PROBE_WAIT: Duration = Duration::from_secs(3);
-/// Probes at once; further requests are left unanswered, which control takes for a dead gateway's
-/// session only after its own deadline.
-const MAX_PROBES: usize = 4096;
+/// Probes at once; who asks for a further one is told so, and the newcomer to come again. It is more than a
+/// gateway has connections by default: each may be half-open, after a load balancer was lost.
+const MAX_PROBES: usize = 16_384;
 
 /// Handles requests until `stop`.
 pub(crate) async fn serve(shared: Arc<Shared>, mut requests: Box<dyn Subscription>, stop: CancellationToken) {
@@ -38,25 +36,32 @@ pub(crate) async fn serve(shared: Arc<Shared>, mut requests: Box<dyn Subscriptio
         let Some(Received { payload, reply: Some(reply) }) = received else { break };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             if let Some(more) = shared.outages.requests.tell((shared.engines.clock)()) {
-                warn!(gateway = %shared.settings.gateway, more, "too many probes at once, one is left unanswered");
+                warn!(gateway = %shared.settings.gateway, more, "too many probes at once, one is refused");
             }
+            // Silence would be taken for the end of this gateway.
+            answer(reply, Err("too many probes at once".to_owned())).await;
             continue;
         };
         let probing = Arc::clone(&shared);
         shared.spawn(&tasks, async move {
-            let answer = match handle(&probing, payload).await {
-                Ok(result) => gateway_reply::Reply::Probe(result.into()),
-                Err(error) => gateway_reply::Reply::Error(error),
-            };
-            let answer = GatewayReply { reply: Some(answer) };
-            if let Err(error) = reply.send(answer.encode_to_vec().into()).await {
-                warn!(%error, "an answer to control was lost");
-            }
+            let result = handle(&probing, payload).await;
+            answer(reply, result).await;
             drop(place);
         });
     }
     tasks.close();
     tasks.wait().await;
+}
+
+async fn answer(reply: Box<dyn Reply>, result: Result<ProbeResult, String>) {
+    let answer = match result {
+        Ok(result) => gateway_reply::Reply::Probe(result.into()),
+        Err(error) => gateway_reply::Reply::Error(error),
+    };
+    let answer = GatewayReply { reply: Some(answer) };
+    if let Err(error) = reply.send(answer.encode_to_vec().into()).await {
+        warn!(%error, "an answer to control was lost");
+    }
 }
 
 async fn handle(shared: &Shared, payload: Bytes) -> Result<ProbeResult, String> {
@@ -70,15 +75,11 @@ async fn handle(shared: &Shared, payload: Bytes) -> Result<ProbeResult, String> 
     let session = SessionId::try_from(target.session_id.as_ref()).map_err(|error| error.to_string())?;
     let key = AgentKey { tenant, uid };
     let Some(mailbox) = shared.registry.find(&key, session) else { return Ok(ProbeResult::Absent) };
-    let (answer, answered) = oneshot::channel();
-    mailbox.put(Order::Probe(uid, session, answer));
-    match tokio::time::timeout(PROBE_WAIT, answered).await {
-        Ok(Ok(true)) => Ok(ProbeResult::Alive),
-        // The connection went away while it was asked.
-        Ok(Ok(false) | Err(_)) => Ok(ProbeResult::Absent),
-        Err(_) => {
-            mailbox.put(Order::Close(uid, session, muster_domain::agent::EndReason::Silent));
-            Ok(ProbeResult::Silent)
-        }
+    let (probe, listener) = probes::probe(uid, session);
+    mailbox.put(Order::Probe(probe));
+    let result = listener.result(|| mailbox.hold()).await?;
+    if result == ProbeResult::Silent {
+        mailbox.put(Order::Close(uid, session, EndReason::Silent));
     }
+    Ok(result)
 }

@@ -3,11 +3,13 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use muster_domain::agent::{EndReason, Transport};
+use muster_domain::duplicates::{ASK_AGAIN_AFTER, Client, Patience};
 use muster_domain::ids::{AgentKey, InstanceUid, MessageId, SessionId};
 use muster_domain::sequence::Known;
 use muster_opamp::connection::{Claimed, NotNow, Publish};
-use muster_ports::bus::Subject;
+use muster_ports::bus::{RequestError, Subject};
 use muster_ports::log::PublishError;
 use muster_ports::ownership::{ClaimOutcome, ClaimRequest, Holder};
 use muster_proto::Message;
@@ -40,21 +42,27 @@ pub(crate) enum ClaimError {
         /// A UUIDv7.
         new_uid: InstanceUid,
     },
+    /// Another live agent holds it, and this one had its share of new uids
+    /// ([`Given`](muster_domain::duplicates::Given)) and took none.
+    Refused,
     /// Nobody could say: the agent is told to come again.
     Unknown(NotNow),
 }
 
 /// Claims an agent for a new session, in the place of `before` where that is the connection's own. A
-/// contested claim is decided by control.
+/// contested claim is decided by control. The address tells clients with one uid apart, of which one does
+/// not take a new one.
 pub(crate) async fn claim(
     shared: &Shared,
-    key: &AgentKey,
+    client: &Client,
     before: Option<SessionId>,
 ) -> Result<Claimed, ClaimError> {
+    let (key, _) = client;
     let session = SessionId(shared.engines.new_id());
     let mut displace = before;
-    // Each turn follows a verdict; a second contest means that the agent came back twice meanwhile.
-    for _ in 0..3 {
+    // Each turn follows a verdict, or the lack of one; a second contest after a takeover means that the agent
+    // came back twice meanwhile.
+    for turn in 0..3 {
         match try_claim(shared, key, session, displace).await.map_err(ClaimError::Unknown)? {
             ClaimOutcome::Granted { claim } => {
                 count(shared, "granted");
@@ -67,10 +75,22 @@ pub(crate) async fn claim(
             }
             ClaimOutcome::Contested { holder } => {
                 count(shared, "contested");
+                let patience = shared.given().patience(client, (shared.engines.clock)());
+                if patience == Patience::OverAndKnown {
+                    return Err(ClaimError::Refused);
+                }
                 match resolve(shared, key, session, &holder).await {
                     Ok(Verdict::Takeover) => displace = Some(holder.session),
-                    Ok(Verdict::Duplicate { new_uid }) => return Err(ClaimError::Duplicate { new_uid }),
-                    Err(error) => {
+                    Ok(Verdict::Duplicate { new_uid }) if patience == Patience::Left => {
+                        return Err(ClaimError::Duplicate { new_uid });
+                    }
+                    Ok(Verdict::Duplicate { .. }) => {
+                        shared.given().refused(client, (shared.engines.clock)());
+                        return Err(ClaimError::Refused);
+                    }
+                    // The holder's gateway may have been too busy to tell.
+                    Ok(Verdict::Undecided(_)) if turn == 0 => {}
+                    Ok(Verdict::Undecided(error)) | Err(error) => {
                         if let Some(more) = shared.outages.contest.tell((shared.engines.clock)()) {
                             warn!(tenant = %key.tenant, agent_id = %key.uid, %error, more, "control did not decide on a contested instance_uid");
                         }
@@ -82,6 +102,27 @@ pub(crate) async fn claim(
         }
     }
     Err(ClaimError::Unknown(not_now(shared, "several agents claim this instance_uid at once")))
+}
+
+/// Makes a uid for an agent that asks for one (AgentToServerFlags.RequestInstanceUid) and claims it.
+pub(crate) async fn issue(shared: &Shared, client: &Client) -> Result<(InstanceUid, Claimed), ClaimError> {
+    let (asking, address) = client;
+    let now = (shared.engines.clock)();
+    if shared.given().patience(client, now) != Patience::Left {
+        return Err(ClaimError::Refused);
+    }
+    // A second turn, if the uid was issued before and another agent took it: then it is issued no more.
+    for _ in 0..2 {
+        let new = InstanceUid(shared.engines.new_id());
+        let uid = shared.given().issue(client.clone(), new, now);
+        let key = AgentKey { tenant: asking.tenant.clone(), uid };
+        match claim(shared, &(key, *address), None).await {
+            Ok(claimed) => return Ok((uid, claimed)),
+            Err(ClaimError::Duplicate { .. } | ClaimError::Refused) => shared.given().taken(client),
+            Err(error @ ClaimError::Unknown(_)) => return Err(error),
+        }
+    }
+    Err(ClaimError::Unknown(not_now(shared, "the server has no instance_uid for the agent now")))
 }
 
 fn count(shared: &Shared, result: &str) {
@@ -120,6 +161,8 @@ enum Verdict {
     Takeover,
     /// The holder is another live agent.
     Duplicate { new_uid: InstanceUid },
+    /// Control could not tell, for this reason.
+    Undecided(String),
 }
 
 async fn resolve(
@@ -143,12 +186,15 @@ async fn resolve(
         request: Some(control_request::Request::ResolveContest(contest)),
     };
     let subject = Subject::Control(shared.settings.cell.clone());
-    let answer = shared
-        .engines
-        .bus
-        .request(&subject, request.encode_to_vec().into(), CONTEST_DEADLINE)
-        .await
-        .map_err(|error| error.to_string())?;
+    let payload = Bytes::from(request.encode_to_vec());
+    let ask = || shared.engines.bus.request(&subject, payload.clone(), CONTEST_DEADLINE);
+    let mut answer = ask().await;
+    if matches!(answer, Err(RequestError::NoResponders)) {
+        // A control that just connects to the bus anew listens again in a moment.
+        tokio::time::sleep(ASK_AGAIN_AFTER).await;
+        answer = ask().await;
+    }
+    let answer = answer.map_err(|error| error.to_string())?;
     match ControlReply::decode(answer).map_err(|error| error.to_string())?.reply {
         Some(control_reply::Reply::Contest(resolved)) => match resolved.verdict() {
             ContestVerdict::Takeover => Ok(Verdict::Takeover),
@@ -159,7 +205,7 @@ async fn resolve(
             },
             ContestVerdict::Unspecified => Err("control's verdict is unknown".to_owned()),
         },
-        Some(control_reply::Reply::Error(error)) => Err(error),
+        Some(control_reply::Reply::Error(error)) => Ok(Verdict::Undecided(error)),
         _ => Err("control gave no verdict".to_owned()),
     }
 }

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use muster_domain::agent::EndReason;
-use muster_domain::capabilities::AgentCapabilities;
 use muster_domain::ids::{Claim, InstanceUid, IntentRevision, SessionId, Timestamp};
-use muster_domain::sequence::{Known, Step, Tracker};
+use muster_domain::sequence::Known;
 
 use crate::frame;
 use crate::head::Head;
+use crate::rekeying::{Rekeying, Way};
 use crate::reply::Reply;
+use crate::session::{Active, InFlight, Phase, Session};
 
 /// Messages of one session that may wait for the log at once; one more is refused.
 const MAX_WAITING: usize = 32;
@@ -40,6 +41,10 @@ pub enum Output {
     /// Claim this agent for a session; answer with [`Connection::claimed`],
     /// [`Connection::duplicate`] or [`Connection::claim_failed`].
     Claim(InstanceUid),
+    /// The agent that uses this uid asks for another (AgentToServerFlags.RequestInstanceUid): make one and
+    /// claim it; answer with [`Connection::issued`], [`Connection::duplicate`] or
+    /// [`Connection::claim_failed`].
+    Issue(InstanceUid),
     /// Publish to the log; answer with [`Connection::published`].
     Publish(Publish),
     /// Send this to the agent.
@@ -61,6 +66,15 @@ pub enum Output {
         /// Its session.
         session: SessionId,
     },
+    /// An agent uses the new uid that it was given.
+    Taken {
+        /// The uid that it used before.
+        uid: InstanceUid,
+        /// The new one.
+        new_uid: InstanceUid,
+    },
+    /// The connection ends, and the agent that uses this uid did not take the new one.
+    NotTaken(InstanceUid),
 }
 
 /// An entry for the log.
@@ -134,56 +148,22 @@ impl NotNow {
 pub struct Connection {
     limits: Limits,
     sessions: HashMap<InstanceUid, Session>,
+    rekeying: Rekeying,
+    /// Bytes of the messages that wait in all sessions.
+    waiting_bytes: usize,
     outputs: VecDeque<Output>,
-}
-
-#[derive(Debug)]
-struct Session {
-    phase: Phase,
-    /// Messages that wait for the claim, or for the log to take the message before.
-    waiting: VecDeque<(Head, Bytes)>,
-}
-
-#[derive(Debug)]
-enum Phase {
-    /// Ownership has been asked.
-    Claiming,
-    /// The session speaks for its agent.
-    Active(Box<Active>),
-}
-
-#[derive(Debug, Clone, Copy)]
-enum InFlight {
-    /// A message, to be answered when the log has it.
-    Message(Head),
-    /// The start of a session that took the place of another on this connection.
-    Start,
-}
-
-#[derive(Debug)]
-struct Active {
-    claimed: Claimed,
-    tracker: Tracker,
-    /// The last capabilities the agent named.
-    capabilities: AgentCapabilities,
-    /// The log was given the session's start, and may have it.
-    attempted: bool,
-    /// The log has the session's start.
-    announced: bool,
-    /// The server's capabilities have been sent.
-    introduced: bool,
-    /// The intent revision of the last offer.
-    offered: IntentRevision,
-    /// What the log is taking, and the session that it is of.
-    in_flight: Option<(SessionId, InFlight)>,
-    /// The session is to end for this reason once the log has what is in flight.
-    ending: Option<EndReason>,
 }
 
 impl Connection {
     /// A connection without sessions.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, sessions: HashMap::new(), outputs: VecDeque::new() }
+        Self {
+            limits,
+            sessions: HashMap::new(),
+            rekeying: Rekeying::default(),
+            waiting_bytes: 0,
+            outputs: VecDeque::new(),
+        }
     }
 
     /// The next thing to do.
@@ -195,31 +175,50 @@ impl Connection {
         output
     }
 
-    /// Takes the payload of one binary WebSocket message.
-    pub fn frame(&mut self, bytes: &Bytes, now: Timestamp) {
-        let message = match frame::decode(bytes) {
-            Ok(message) => message,
-            Err(error) => return self.refuse(None, error.to_string()),
-        };
-        match Head::read(&message) {
-            Ok(head) => self.message(head, message, now),
-            Err(error) => self.refuse(None, error.to_string()),
+    /// Takes the payload of one binary WebSocket message. Returns the agent that it is of.
+    pub fn frame(&mut self, bytes: &Bytes, now: Timestamp) -> Option<InstanceUid> {
+        let read = frame::decode(bytes).map_err(|error| error.to_string());
+        let read = read.and_then(|message| match Head::read(&message) {
+            Ok(head) => Ok((head, message)),
+            Err(error) => Err(error.to_string()),
+        });
+        match read {
+            Ok((head, message)) => Some(self.message(head, message, now)),
+            Err(reason) => {
+                self.refuse(None, reason);
+                None
+            }
         }
     }
 
-    /// Takes one AgentToServer whose head was read.
-    pub fn message(&mut self, head: Head, message: Bytes, now: Timestamp) {
-        if !self.sessions.contains_key(&head.uid) {
+    /// Takes one AgentToServer whose head was read. Returns the agent that it is of: the message may carry
+    /// another uid while the agent does not know its new one.
+    pub fn message(&mut self, head: Head, message: Bytes, now: Timestamp) -> InstanceUid {
+        if let Some(uid) = self.rekeying.taken(head.uid) {
+            self.outputs.push_back(Output::Taken { uid, new_uid: head.uid });
+        }
+        let uid = match self.rekeying.way(head.uid, now) {
+            Way::Session(uid) => uid,
+            Way::Away(new_uid) => {
+                self.outputs.push_back(turned_away(head.uid, new_uid, false));
+                return head.uid;
+            }
+        };
+        if !self.sessions.contains_key(&uid) {
             if self.sessions.len() >= self.limits.max_sessions {
                 let reason = format!("this connection already carries {} agents", self.sessions.len());
-                return self.refuse(Some(head.uid), reason);
+                self.refuse(Some(head.uid), reason);
+                return uid;
             }
-            self.outputs.push_back(Output::Claim(head.uid));
-            self.sessions.insert(head.uid, Session { phase: Phase::Claiming, waiting: VecDeque::new() });
+            let asks = head.requests_uid && head.uid == uid;
+            self.outputs.push_back(if asks { Output::Issue(uid) } else { Output::Claim(uid) });
+            self.sessions.insert(uid, Session { phase: Phase::Claiming, waiting: VecDeque::new() });
         }
-        let Some(session) = self.sessions.get_mut(&head.uid) else { return };
+        let Some(session) = self.sessions.get_mut(&uid) else { return uid };
         match &mut session.phase {
-            Phase::Active(active) if active.is_free() && session.waiting.is_empty() => {
+            Phase::Active(active)
+                if active.is_free() && session.waiting.is_empty() && !active.is_asked_for_another(&head) =>
+            {
                 active.take(head, message, now, &mut self.outputs);
             }
             _ if session.waiting.len() >= MAX_WAITING => {
@@ -232,25 +231,21 @@ impl Connection {
                 };
                 self.outputs.push_back(not_now.to(head.uid));
             }
-            _ => session.waiting.push_back((head, message)),
+            _ => {
+                self.waiting_bytes += message.len();
+                session.waiting.push_back((head, message));
+                self.pump(uid, now);
+            }
         }
+        uid
     }
 
     /// The claim was granted.
     pub fn claimed(&mut self, uid: InstanceUid, claimed: Claimed, now: Timestamp) {
         match self.sessions.get_mut(&uid) {
             Some(session) if matches!(session.phase, Phase::Claiming) => {
-                session.phase = Phase::Active(Box::new(Active {
-                    claimed,
-                    tracker: Tracker::new(claimed.known),
-                    capabilities: AgentCapabilities::default(),
-                    attempted: false,
-                    announced: false,
-                    introduced: false,
-                    offered: IntentRevision::default(),
-                    in_flight: None,
-                    ending: None,
-                }));
+                session.phase = Phase::Active(Box::new(Active::new(uid, claimed, false)));
+                self.rekeying.forget(uid);
                 self.pump(uid, now);
             }
             // The connection was closed meanwhile: nobody is there to hold the agent.
@@ -258,31 +253,67 @@ impl Connection {
         }
     }
 
-    /// The claim was not granted: what waits is refused, and the session forgotten.
-    pub fn claim_failed(&mut self, uid: InstanceUid, not_now: &NotNow) {
-        let Some(session) = self.sessions.get(&uid) else { return };
-        if !matches!(session.phase, Phase::Claiming) {
-            return;
+    /// A new uid was made and claimed for the agent that uses this one. Its messages are those of the new
+    /// one, and are answered under the uid that they carry. Returns false, and gives the new one back, if the
+    /// agent had some and did not take them, or is gone.
+    pub fn issued(
+        &mut self,
+        uid: InstanceUid,
+        new_uid: InstanceUid,
+        claimed: Claimed,
+        now: Timestamp,
+    ) -> bool {
+        if self.is_claiming(uid)
+            && !self.sessions.contains_key(&new_uid)
+            && self.rekeying.give(uid, Some(new_uid), true, self.limits.max_sessions, now).is_some()
+            && let Some(mut session) = self.sessions.remove(&uid)
+        {
+            session.phase = Phase::Active(Box::new(Active::new(new_uid, claimed, true)));
+            self.sessions.insert(new_uid, session);
+            self.pump(new_uid, now);
+            return true;
         }
-        for _ in 0..session.waiting.len() {
-            self.outputs.push_back(not_now.to(uid));
-        }
-        self.sessions.remove(&uid);
+        self.forget_claim(uid, |head, _| turned_away(head.uid, None, false));
+        self.outputs.push_back(Output::Ended { uid: new_uid, session: claimed.session });
+        false
     }
 
-    /// Another live agent holds the uid: what waits is answered with the one to be used from now on, and
-    /// takes no effect. Full state is asked for at once, since a client that takes a new uid over says
-    /// nothing by itself.
-    pub fn duplicate(&mut self, uid: InstanceUid, new_uid: InstanceUid) {
-        let Some(session) = self.sessions.get(&uid) else { return };
-        if !matches!(session.phase, Phase::Claiming) {
-            return;
+    /// Another live agent holds the uid: what waits takes no effect, and is answered with the uid to be
+    /// used from now on, or refused if there is none or if the agent had some. Full state is asked for at
+    /// once, since a client that takes a new uid over says nothing by itself. Returns the uid that it is
+    /// given.
+    pub fn duplicate(
+        &mut self,
+        uid: InstanceUid,
+        new_uid: Option<InstanceUid>,
+        now: Timestamp,
+    ) -> Option<InstanceUid> {
+        if !self.is_claiming(uid) {
+            return None;
         }
-        for number in 0..session.waiting.len() {
-            let (first, new_uid) = (number == 0, Some(new_uid));
-            self.outputs.push_back(Output::Send(Reply::Answer { uid, first, full_state: first, new_uid }));
+        let new_uid = self.rekeying.give(uid, new_uid, false, self.limits.max_sessions, now);
+        self.forget_claim(uid, |head, first| turned_away(head.uid, new_uid, first));
+        new_uid
+    }
+
+    /// The claim was not granted: what waits is refused, and the session forgotten.
+    pub fn claim_failed(&mut self, uid: InstanceUid, not_now: &NotNow) {
+        self.forget_claim(uid, |head, _| not_now.to(head.uid));
+    }
+
+    fn is_claiming(&self, uid: InstanceUid) -> bool {
+        self.sessions.get(&uid).is_some_and(|session| matches!(session.phase, Phase::Claiming))
+    }
+
+    /// Answers what waits for a claim, and forgets the session. The first message is marked.
+    fn forget_claim(&mut self, uid: InstanceUid, answer: impl Fn(&Head, bool) -> Output) {
+        if self.is_claiming(uid)
+            && let Some(session) = self.sessions.remove(&uid)
+        {
+            self.waiting_bytes -= session.waiting_bytes();
+            let answers = session.waiting.iter().zip(0..).map(|((head, _), at)| answer(head, at == 0));
+            self.outputs.extend(answers);
         }
-        self.sessions.remove(&uid);
     }
 
     /// The log took the session's entry, or did not.
@@ -310,7 +341,7 @@ impl Connection {
             }
             Err(not_now) => {
                 active.tracker.lost();
-                self.outputs.push_back(not_now.to(uid));
+                self.outputs.push_back(not_now.to(head.uid));
             }
         }
         self.settle_ending(uid, now);
@@ -362,20 +393,22 @@ impl Connection {
         for uid in uids {
             self.close_session(uid, None, reason);
         }
+        self.outputs.extend(self.rekeying.not_taken().map(Output::NotTaken));
     }
 
     /// Ends one session, if it is the one named (any, for `None`).
     pub fn close_session(&mut self, uid: InstanceUid, only: Option<SessionId>, reason: EndReason) {
-        let Some(session) = self.sessions.get_mut(&uid) else { return };
+        let named = self.session(uid);
+        let Some(session) = self.sessions.get_mut(&uid).filter(|_| only.is_none() || only == named) else {
+            return;
+        };
+        self.waiting_bytes -= session.waiting_bytes();
         session.waiting.clear();
         match &mut session.phase {
             Phase::Claiming => {
                 self.sessions.remove(&uid);
             }
             Phase::Active(active) => {
-                if only.is_some_and(|only| only != active.claimed.session) {
-                    return;
-                }
                 active.ending = Some(reason);
                 if active.in_flight.is_none() {
                     let claimed = active.claimed;
@@ -450,6 +483,11 @@ impl Connection {
         self.sessions.len()
     }
 
+    /// Bytes of the messages that wait for claims and for the log.
+    pub fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
+    }
+
     fn active(&mut self, uid: InstanceUid) -> Option<&mut Active> {
         match &mut self.sessions.get_mut(&uid)?.phase {
             Phase::Active(active) => Some(active),
@@ -479,6 +517,18 @@ impl Connection {
                 session.waiting = VecDeque::new();
                 return;
             };
+            if active.is_asked_for_another(&head) {
+                // The session is over, and what the agent says from here on is of the one to come.
+                session.waiting.push_front((head, message));
+                let waiting = std::mem::take(&mut session.waiting);
+                active.ending = Some(EndReason::Superseded);
+                let claimed = active.claimed;
+                self.end(uid, claimed);
+                self.outputs.push_back(Output::Issue(uid));
+                self.sessions.insert(uid, Session { phase: Phase::Claiming, waiting });
+                return;
+            }
+            self.waiting_bytes -= message.len();
             active.take(head, message, now, &mut self.outputs);
         }
     }
@@ -508,69 +558,17 @@ impl Connection {
     }
 }
 
-impl Session {
-    fn ask_due(&self) -> Option<Timestamp> {
-        match &self.phase {
-            Phase::Active(active) if active.is_free() => active.tracker.ask_due(),
-            _ => None,
-        }
-    }
-}
-
-impl Active {
-    /// Whether the next message can be taken.
-    fn is_free(&self) -> bool {
-        self.in_flight.is_none() && self.ending.is_none()
-    }
-
-    fn take(&mut self, head: Head, message: Bytes, now: Timestamp, outputs: &mut VecDeque<Output>) {
-        let unnumbered = head.is_unnumbered();
-        if !unnumbered && self.tracker.step(head.numbered()) == Step::Repeat {
-            outputs.push_back(self.answer(&head, now));
-            return;
-        }
-        let unchanged = head.capabilities == AgentCapabilities::default()
-            || (head.capabilities == self.capabilities && self.announced);
-        if head.is_plain() && unchanged && self.announced {
-            outputs.push_back(self.settled(&head));
-            outputs.push_back(self.answer(&head, now));
-            return;
-        }
-        if head.capabilities != AgentCapabilities::default() {
-            self.capabilities = head.capabilities;
-        }
-        self.in_flight = Some((self.claimed.session, InFlight::Message(head)));
-        self.attempted = true;
-        outputs.push_back(Output::Publish(Publish {
-            uid: head.uid,
-            session: self.claimed.session,
-            claim: self.claimed.claim,
-            started: (!self.announced).then_some(self.claimed.previous),
-            message: Some((head, message)),
-            ended: head.is_disconnect().then_some(EndReason::AgentDisconnect),
-            dirty: self.tracker.is_dirty(),
-        }));
-    }
-
-    /// A dirty session settles nothing: whoever takes the agent over must ask as well.
-    fn settled(&self, head: &Head) -> Output {
-        let counts = !head.is_unnumbered() && !self.tracker.is_dirty();
-        Output::Settled {
-            uid: head.uid,
-            session: self.claimed.session,
-            sequence_num: counts.then_some(head.sequence_num),
-        }
-    }
-
-    fn answer(&mut self, head: &Head, now: Timestamp) -> Output {
-        let ask = self.tracker.ask_due().is_some_and(|due| due <= now);
-        if ask {
-            self.tracker.asked(now);
-        }
-        let first = !self.introduced;
-        self.introduced = true;
-        Output::Send(Reply::Answer { uid: head.uid, first, full_state: ask, new_uid: None })
-    }
+/// What an agent is told whose message takes no effect: the new uid, or that it is refused.
+fn turned_away(uid: InstanceUid, new_uid: Option<InstanceUid>, first: bool) -> Output {
+    Output::Send(match new_uid {
+        Some(_) => Reply::Answer { uid, first, full_state: first, new_uid },
+        None => Reply::BadRequest {
+            uid: Some(uid),
+            reason: format!(
+                "instance_uid {uid} is refused: this agent was given another one and does not take it; configure one that no other agent uses"
+            ),
+        },
+    })
 }
 
 #[cfg(test)]

@@ -44,6 +44,7 @@ fn outputs(connection: &mut Connection) -> Vec<Output> {
 fn words(connection: &mut Connection) -> Vec<String> {
     let word = |output: Output| match output {
         Output::Claim(_) => "claim".to_owned(),
+        Output::Issue(_) => "issue".to_owned(),
         Output::Publish(publish) => {
             let flag = |set: bool, word: &str| if set { format!(" {word}") } else { String::new() };
             let mut text = "publish".to_owned();
@@ -63,6 +64,8 @@ fn words(connection: &mut Connection) -> Vec<String> {
         }
         Output::Settled { sequence_num, .. } => format!("settled {sequence_num:?}"),
         Output::Ended { .. } => "ended".to_owned(),
+        Output::Taken { .. } => "taken".to_owned(),
+        Output::NotTaken(_) => "not taken".to_owned(),
     };
     outputs(connection).into_iter().map(word).collect()
 }
@@ -265,7 +268,7 @@ fn a_second_live_agent_gets_a_new_uid_under_the_one_it_used_and_begins_anew_with
     let mut connection = Connection::new(Limits::default());
     connection.frame(&frame(&full(1, 0)), NOW);
     assert_eq!(words(&mut connection), ["claim"]);
-    connection.duplicate(uid(1), uid(2));
+    connection.duplicate(uid(1), Some(uid(2)), NOW);
     let reply = Reply::Answer { uid: uid(1), first: true, full_state: true, new_uid: Some(uid(2)) };
     assert_eq!(outputs(&mut connection), [Output::Send(reply.clone())], "nothing is published");
     let message = reply.message();
@@ -273,9 +276,159 @@ fn a_second_live_agent_gets_a_new_uid_under_the_one_it_used_and_begins_anew_with
     assert_eq!(message.agent_identification.unwrap().new_instance_uid, uid(2).as_bytes());
     // A client that takes it over goes on with its sequence and says nothing of itself.
     connection.frame(&frame(&heartbeat(2, 1)), NOW);
-    assert_eq!(words(&mut connection), ["claim"]);
+    assert_eq!(words(&mut connection), ["taken", "claim"]);
     connection.claimed(uid(2), claimed(1, Known::Nothing), NOW);
     assert_eq!(words(&mut connection), ["publish #1 started dirty"]);
+    connection.close(EndReason::ConnectionLost);
+    assert!(!words(&mut connection).contains(&"not taken".to_owned()));
+}
+
+/// The same message, with the wish for another uid.
+fn requesting(message: AgentToServer) -> AgentToServer {
+    AgentToServer { flags: 1, ..message }
+}
+
+#[test]
+fn messages_under_way_get_the_same_uid_and_a_client_that_takes_none_is_refused() {
+    let mut connection = Connection::new(Limits::default());
+    let mut now = NOW;
+    for sequence_num in [0, 10, 20] {
+        connection.frame(&frame(&full(1, sequence_num)), now);
+        connection.frame(&frame(&heartbeat(1, sequence_num + 1)), now);
+        assert_eq!(words(&mut connection), ["claim"]);
+        connection.duplicate(uid(1), Some(uid(u8::try_from(sequence_num).unwrap() + 2)), now);
+        assert_eq!(words(&mut connection), ["answer first ask new_uid", "answer new_uid"]);
+        connection.frame(&frame(&heartbeat(1, sequence_num + 2)), now);
+        let same = Reply::Answer { uid: uid(1), first: false, full_state: false, new_uid: Some(uid(2)) };
+        assert_eq!(outputs(&mut connection), [Output::Send(same)]);
+        now = now.plus(Duration::from_secs(30));
+    }
+    let refused = format!(
+        "error: instance_uid {} is refused: this agent was given another one and does not take it; configure one that no other agent uses",
+        uid(1)
+    );
+    connection.frame(&frame(&heartbeat(1, 30)), now);
+    assert_eq!(words(&mut connection), ["claim"]);
+    connection.duplicate(uid(1), Some(uid(9)), now);
+    assert_eq!(words(&mut connection), std::slice::from_ref(&refused));
+    connection.frame(&frame(&heartbeat(1, 31)), now);
+    assert_eq!(words(&mut connection), [refused], "without another claim");
+    // In time it is looked into again: the other agent may be dead by now.
+    now = now.plus(Duration::from_secs(30));
+    connection.frame(&frame(&full(1, 32)), now);
+    connection.claimed(uid(1), claimed(1, Known::Nothing), now);
+    assert_eq!(words(&mut connection), ["claim", "publish #32 started"]);
+    connection.close(EndReason::ConnectionLost);
+    assert!(!words(&mut connection).contains(&"not taken".to_owned()), "the uid is its own after all");
+}
+
+#[test]
+fn a_connection_that_ends_says_whose_uid_was_not_taken() {
+    let mut connection = Connection::new(Limits::default());
+    connection.frame(&frame(&full(1, 0)), NOW);
+    connection.duplicate(uid(1), Some(uid(2)), NOW);
+    outputs(&mut connection);
+    connection.close(EndReason::ConnectionLost);
+    assert_eq!(outputs(&mut connection), [Output::NotTaken(uid(1))]);
+}
+
+#[test]
+fn a_uid_that_was_asked_for_is_published_under_and_given_in_the_answer() {
+    let mut connection = Connection::new(Limits::default());
+    connection.frame(&frame(&requesting(full(1, 0))), NOW);
+    connection.frame(&frame(&full(1, 1)), NOW);
+    assert_eq!(words(&mut connection), ["issue"]);
+    connection.issued(uid(1), uid(2), claimed(1, Known::Nothing), NOW);
+    let published = outputs(&mut connection);
+    assert!(
+        matches!(&published[..], [Output::Publish(publish)] if publish.uid == uid(2) && !publish.dirty),
+        "{published:?}"
+    );
+    connection.published(uid(2), SessionId(Uuid::from_u128(1)), Ok(()), NOW);
+    let first = Reply::Answer { uid: uid(1), first: true, full_state: false, new_uid: Some(uid(2)) };
+    let next = outputs(&mut connection);
+    assert_eq!(next[1], Output::Send(first));
+    assert!(matches!(&next[2], Output::Publish(publish) if publish.uid == uid(2)), "what waited follows");
+    connection.published(uid(2), SessionId(Uuid::from_u128(1)), Ok(()), NOW);
+    assert_eq!(words(&mut connection), ["settled Some(1)", "answer new_uid"]);
+    // One under way when the agent learns its uid, then those under the new one, first with the wish again.
+    connection.frame(&frame(&heartbeat(1, 2)), NOW);
+    assert_eq!(words(&mut connection), ["settled Some(2)", "answer new_uid"]);
+    connection.frame(&frame(&requesting(heartbeat(2, 3))), NOW);
+    assert_eq!(words(&mut connection), ["taken", "publish #3"]);
+    connection.published(uid(2), SessionId(Uuid::from_u128(1)), Ok(()), NOW);
+    assert_eq!(words(&mut connection), ["settled Some(3)", "answer"]);
+    assert_eq!((connection.sessions(), connection.waiting_bytes()), (1, 0));
+}
+
+#[test]
+fn an_incomplete_agent_is_not_asked_in_the_answer_that_gives_it_its_uid() {
+    let mut connection = Connection::new(Limits::default());
+    connection.frame(&frame(&requesting(heartbeat(1, 5))), NOW);
+    connection.issued(uid(1), uid(2), claimed(1, Known::Nothing), NOW);
+    assert_eq!(words(&mut connection), ["issue", "publish #5 started dirty"]);
+    connection.published(uid(2), SessionId(Uuid::from_u128(1)), Ok(()), NOW);
+    assert_eq!(words(&mut connection), ["settled None", "answer first new_uid"]);
+    assert_eq!(connection.poll_timeout(), Some(Timestamp(0)), "an ask is due");
+    connection.timeout(NOW);
+    assert_eq!(words(&mut connection), ["answer ask"]);
+}
+
+#[test]
+fn who_asks_for_a_uid_and_never_takes_it_is_refused() {
+    let mut connection = Connection::new(Limits::default());
+    connection.frame(&frame(&requesting(full(1, 0))), NOW);
+    connection.issued(uid(1), uid(2), claimed(1, Known::Nothing), NOW);
+    outputs(&mut connection);
+    connection.published(uid(2), SessionId(Uuid::from_u128(1)), Ok(()), NOW);
+    let mut now = NOW;
+    for sequence_num in 1..3 {
+        now = now.plus(Duration::from_secs(30));
+        outputs(&mut connection);
+        connection.frame(&frame(&heartbeat(1, sequence_num)), now);
+        assert_eq!(words(&mut connection), [&format!("settled Some({sequence_num})"), "answer new_uid"]);
+    }
+    now = now.plus(Duration::from_secs(30));
+    connection.frame(&frame(&requesting(full(1, 3))), now);
+    assert!(words(&mut connection)[0].contains("is refused"));
+}
+
+#[test]
+fn an_agent_that_wants_another_uid_leaves_its_session() {
+    let mut connection = in_sync();
+    connection.frame(&frame(&full(1, 1)), NOW);
+    connection.frame(&frame(&requesting(full(1, 2))), NOW);
+    connection.frame(&frame(&heartbeat(1, 3)), NOW);
+    assert_eq!(words(&mut connection), ["publish #1"]);
+    published(&mut connection);
+    assert_eq!(words(&mut connection), ["settled Some(1)", "answer", "publish ended", "ended", "issue"]);
+    connection.issued(uid(1), uid(2), claimed(2, Known::Nothing), NOW);
+    assert_eq!(words(&mut connection), ["publish #2 started"]);
+    connection.published(uid(2), SessionId(Uuid::from_u128(2)), Ok(()), NOW);
+    assert_eq!(
+        words(&mut connection),
+        ["settled Some(2)", "answer first new_uid", "settled Some(3)", "answer new_uid"]
+    );
+}
+
+#[test]
+fn a_uid_issued_too_late_is_given_back() {
+    let mut connection = Connection::new(Limits::default());
+    connection.frame(&frame(&requesting(full(1, 0))), NOW);
+    connection.close(EndReason::ConnectionLost);
+    outputs(&mut connection);
+    connection.issued(uid(1), uid(2), claimed(1, Known::Nothing), NOW);
+    let ended = Output::Ended { uid: uid(2), session: SessionId(Uuid::from_u128(1)) };
+    assert_eq!(outputs(&mut connection), [ended]);
+}
+
+#[test]
+fn the_end_of_a_session_before_does_not_touch_a_claim() {
+    let mut connection = Connection::new(Limits::default());
+    connection.frame(&frame(&full(1, 0)), NOW);
+    connection.close_session(uid(1), Some(SessionId(Uuid::from_u128(7))), EndReason::Silent);
+    connection.claimed(uid(1), claimed(1, Known::Nothing), NOW);
+    assert_eq!(words(&mut connection), ["claim", "publish #0 started"]);
 }
 
 #[test]
@@ -340,54 +493,66 @@ proptest! {
     /// publish one at a time, and a closed connection gives every agent back that it was given.
     #[test]
     fn every_message_is_answered_once(
-        steps in proptest::collection::vec((0_u8..6, 1_u8..4, 0_u64..6), 1..60),
+        steps in proptest::collection::vec((0_u8..9, 1_u8..4, 0_u64..6), 1..60),
     ) {
         let mut connection = Connection::new(Limits::default());
+        let (mut now, mut new) = (NOW, 100);
         let (mut sent, mut answered, mut granted, mut ended) = (0, 0, 0_u128, 0);
-        let mut claims: VecDeque<InstanceUid> = VecDeque::new();
+        let mut claims: VecDeque<(InstanceUid, bool)> = VecDeque::new();
         let mut flying: VecDeque<Publish> = VecDeque::new();
-        let finish = steps.iter().copied().chain(std::iter::repeat_n((4, 1, 0), 400));
+        let finish = steps.iter().copied().chain(std::iter::repeat_n((8, 1, 0), 400));
         for (step, agent, sequence_num) in finish {
-            match step {
-                0 | 1 => {
-                    sent += 1;
-                    connection.frame(&frame(&full(agent, sequence_num)), NOW);
-                }
-                2 => {
-                    sent += 1;
-                    connection.frame(&frame(&heartbeat(agent, sequence_num)), NOW);
-                }
-                3 => {
-                    if let Some(publish) = flying.pop_front() {
-                        connection.published(publish.uid, publish.session, Err(not_now()), NOW);
-                    } else if let Some(uid) = claims.pop_front() {
-                        connection.claim_failed(uid, &not_now());
-                    }
-                }
-                _ => {
-                    if let Some(publish) = flying.pop_front() {
-                        connection.published(publish.uid, publish.session, Ok(()), NOW);
-                    } else if let Some(uid) = claims.pop_front() {
+            let message = match step {
+                0 | 1 => Some(full(agent, sequence_num)),
+                2 => Some(heartbeat(agent, sequence_num)),
+                3 => Some(requesting(full(agent, sequence_num))),
+                // Under an uid that may have been given.
+                4 => Some(heartbeat(100 + agent, sequence_num)),
+                _ => None,
+            };
+            if let Some(message) = message {
+                sent += 1;
+                connection.frame(&frame(&message), now);
+            } else if let Some(publish) = flying.pop_front() {
+                let result = if step == 5 { Err(not_now()) } else { Ok(()) };
+                connection.published(publish.uid, publish.session, result, now);
+            } else if let Some((uid, asked_for)) = claims.pop_front() {
+                new += 1;
+                match step {
+                    5 => connection.claim_failed(uid, &not_now()),
+                    6 => drop(connection.duplicate(uid, None, now)),
+                    7 => drop(connection.duplicate(uid, Some(self::uid(new)), now)),
+                    _ => {
                         granted += 1;
-                        connection.claimed(uid, claimed(granted, Known::Nothing), NOW);
+                        let claimed = claimed(granted, Known::Nothing);
+                        match asked_for {
+                            true => drop(connection.issued(uid, self::uid(new), claimed, now)),
+                            false => connection.claimed(uid, claimed, now),
+                        }
                     }
                 }
+            } else {
+                now = now.plus(Duration::from_secs(3));
             }
             for output in outputs(&mut connection) {
                 match output {
-                    Output::Claim(uid) => claims.push_back(uid),
+                    Output::Claim(uid) => claims.push_back((uid, false)),
+                    Output::Issue(uid) => claims.push_back((uid, true)),
+                    // A last word is not waited for.
+                    Output::Publish(Publish { message: None, ended: Some(_), .. }) => {}
                     Output::Publish(publish) => {
                         prop_assert!(flying.iter().all(|other| other.uid != publish.uid), "two in flight");
                         flying.push_back(publish);
                     }
                     Output::Send(_) => answered += 1,
                     Output::Ended { .. } => ended += 1,
-                    Output::Settled { .. } => {}
+                    Output::Settled { .. } | Output::Taken { .. } | Output::NotTaken(_) => {}
                 }
             }
         }
         prop_assert!(flying.is_empty() && claims.is_empty());
         prop_assert_eq!(answered, sent);
+        prop_assert_eq!(connection.waiting_bytes(), 0);
         connection.close(EndReason::ConnectionLost);
         ended += outputs(&mut connection).iter().filter(|output| matches!(output, Output::Ended { .. })).count();
         prop_assert_eq!(ended as u128, granted);

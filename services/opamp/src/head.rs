@@ -9,7 +9,7 @@ use muster_domain::ids::InstanceUid;
 use muster_domain::sequence::Numbered;
 use muster_proto::Message;
 use muster_proto::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
-use muster_proto::opamp::AgentToServer;
+use muster_proto::opamp::{AgentToServer, AgentToServerFlags};
 
 /// Field numbers of AgentToServer.
 mod field {
@@ -18,6 +18,7 @@ mod field {
     pub(super) const AGENT_DESCRIPTION: u32 = 3;
     pub(super) const CAPABILITIES: u32 = 4;
     pub(super) const AGENT_DISCONNECT: u32 = 9;
+    pub(super) const FLAGS: u32 = 10;
 }
 
 /// A message that is refused: the reason is for the agent's operator.
@@ -34,6 +35,9 @@ pub struct Head {
     pub sequence_num: u64,
     /// capabilities; zero means unchanged.
     pub capabilities: AgentCapabilities,
+    /// Whether the agent asks for another uid (AgentToServerFlags.RequestInstanceUid): the one in the
+    /// message is for the time being.
+    pub requests_uid: bool,
     /// Bit set of the fields that are present, by field number; fields from 63 on are bit 63.
     pub kinds: u64,
     /// A digest of the whole message.
@@ -58,7 +62,7 @@ impl Head {
         let malformed = |error| BadMessage(format!("the message is not an AgentToServer: {error}"));
         let mut rest = message.clone();
         let mut uid = Bytes::new();
-        let (mut sequence_num, mut capabilities, mut kinds) = (0, 0, 0_u64);
+        let (mut sequence_num, mut capabilities, mut flags, mut kinds) = (0, 0, 0, 0_u64);
         while rest.has_remaining() {
             let (number, wire_type) = decode_key(&mut rest).map_err(malformed)?;
             kinds |= 1 << number.min(63);
@@ -77,7 +81,8 @@ impl Head {
                 (field::CAPABILITIES, WireType::Varint) => {
                     capabilities = decode_varint(&mut rest).map_err(malformed)?;
                 }
-                (field::INSTANCE_UID | field::SEQUENCE_NUM | field::CAPABILITIES, _) => {
+                (field::FLAGS, WireType::Varint) => flags = decode_varint(&mut rest).map_err(malformed)?,
+                (field::INSTANCE_UID | field::SEQUENCE_NUM | field::CAPABILITIES | field::FLAGS, _) => {
                     return Err(BadMessage(format!("field {number} of the message has the wrong wire type")));
                 }
                 (number, wire_type) => {
@@ -92,6 +97,7 @@ impl Head {
             uid,
             sequence_num,
             capabilities: AgentCapabilities(capabilities),
+            requests_uid: flags & AgentToServerFlags::RequestInstanceUid as u64 != 0,
             kinds,
             digest: digest.finish(),
         })
@@ -164,6 +170,11 @@ mod tests {
         assert_eq!((head.is_plain(), head.has_description(), head.is_disconnect()), (false, true, true));
         let head = read(&AgentToServer { instance_uid: vec![7; 16], ..AgentToServer::default() }).unwrap();
         assert!(head.is_unnumbered());
+        assert!(!head.requests_uid);
+        for (flags, requests_uid) in [(1, true), (2, false), (3, true)] {
+            let head = read(&AgentToServer { flags, ..message() }).unwrap();
+            assert_eq!((head.requests_uid, head.is_plain()), (requests_uid, false));
+        }
     }
 
     #[test]
@@ -198,6 +209,7 @@ mod tests {
                 prop_assert_eq!(head.sequence_num, decoded.sequence_num);
                 prop_assert_eq!(head.capabilities.0, decoded.capabilities);
                 prop_assert_eq!(head.has_description(), decoded.agent_description.is_some());
+                prop_assert_eq!(head.requests_uid, decoded.flags & 1 != 0);
             }
         }
     }

@@ -3,4 +3,6 @@
 pub mod connection;
 pub mod frame;
 pub mod head;
+mod rekeying;
 pub mod reply;
+mod session;

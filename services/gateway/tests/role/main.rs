@@ -2,11 +2,12 @@
 #![expect(clippy::unwrap_used, reason = "tests end with their panics")]
 
 mod admission;
+mod duplicates;
 mod offers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,7 +15,7 @@ use bytes::Bytes;
 use muster_adapters_memory::{MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryOwnership};
 use muster_domain::ids::{AgentKey, Cell, Digest, InstanceUid, IntentRevision, Partition, Timestamp};
 use muster_gateway::{Engines, Metrics, Settings, run};
-use muster_ports::bus::{Bus, Subject};
+use muster_ports::bus::{Bus, Reply, Subject};
 use muster_ports::floors::{self, Floors};
 use muster_ports::host::{Random, Spawner};
 use muster_ports::kv::{KeyValue, Precondition, PutError, Versioned};
@@ -23,12 +24,13 @@ use muster_ports::{EngineError, LEASE_TTL};
 use muster_proto::Message;
 use muster_proto::bus::delivery::Action;
 use muster_proto::bus::{
-    CompiledBody, ControlReply, Delivery, Envelope, GatewayLease, OfferTarget, OfferedFile,
-    RemoteConfigOffer, Segment, SlotValues, control_reply, segment,
+    CompiledBody, ControlReply, ControlRequest, Delivery, Envelope, GatewayLease, OfferTarget, OfferedFile,
+    RemoteConfigOffer, ResolveContest, Segment, SlotValues, control_reply, control_request, segment,
 };
 use muster_testkit::{RawAgent, eventually, messages};
 use prometheus::Registry;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -72,6 +74,10 @@ struct Gateway {
     leases: Arc<Unkind>,
     values: Arc<MemoryKeyValue>,
     registry: Registry,
+    /// The gateway's time, in microseconds.
+    time: Arc<AtomicU64>,
+    /// Contests that the gateway asks control about.
+    contests: mpsc::UnboundedReceiver<Contest>,
     stop: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -94,6 +100,7 @@ impl Gateway {
             is_down: AtomicBool::new(false),
         });
         let values = Arc::new(MemoryKeyValue::new(None));
+        let time = Arc::new(AtomicU64::new(1_000_000));
         let engines = Engines {
             log: log.clone(),
             blobs: Arc::new(MemoryBlobs::default()),
@@ -101,7 +108,10 @@ impl Gateway {
             bus: bus.clone(),
             leases: leases.clone(),
             values: values.clone(),
-            clock: Arc::new(|| Timestamp(1_000_000)),
+            clock: {
+                let time = time.clone();
+                Arc::new(move || Timestamp(time.load(Ordering::SeqCst)))
+            },
             random: Random::new(|| Uuid::new_v4().as_u64_pair().1),
             spawner: Spawner::new(|task| drop(tokio::spawn(task))),
         };
@@ -109,11 +119,12 @@ impl Gateway {
         let metrics = Metrics::register(&registry, "here").unwrap();
         let stop = CancellationToken::new();
         let (stopped, controls) = (stop.clone(), bus.subscribe(&Subject::Control(cell())).await.unwrap());
+        let (contested, contests) = mpsc::unbounded_channel();
         let tasks = vec![
             tokio::spawn(async move { run(settings, engines, metrics, listener, stopped).await.unwrap() }),
-            tokio::spawn(give_bodies(controls, stop.clone())),
+            tokio::spawn(control(controls, contested, stop.clone())),
         ];
-        Self { url, log, bus, leases, values, registry, stop, tasks }
+        Self { url, log, bus, leases, values, registry, time, contests, stop, tasks }
     }
 
     /// Connects the agent and returns it with its session.
@@ -125,12 +136,17 @@ impl Gateway {
 
     /// The agent's session that was published last.
     async fn session(&self) -> Bytes {
-        let uid = InstanceUid(Uuid::from_u128(AGENT));
-        let partition = Partition::of(&AgentKey { tenant: "default".parse().unwrap(), uid });
-        let mut entries = self.log.read(partition, Position::default()).await.unwrap();
-        let entries = entries.next(9).await.unwrap();
-        let envelope = Envelope::decode(entries.last().unwrap().payload.clone()).unwrap();
-        envelope.session_id
+        self.published(Uuid::from_u128(AGENT)).await.pop().unwrap().session_id
+    }
+
+    /// What was published about an agent.
+    async fn published(&self, uid: Uuid) -> Vec<Envelope> {
+        let key = AgentKey { tenant: "default".parse().unwrap(), uid: InstanceUid(uid) };
+        let mut entries = self.log.read(Partition::of(&key), Position::default()).await.unwrap();
+        let read = tokio::time::timeout(Duration::from_millis(100), entries.next(99)).await;
+        let entries = read.map(Result::unwrap).unwrap_or_default();
+        let envelopes = entries.iter().map(|entry| Envelope::decode(entry.payload.clone()).unwrap());
+        envelopes.filter(|envelope| envelope.instance_uid.as_ref() == uid.as_bytes()).collect()
     }
 
     async fn raise_floor(&self, assignment: &str, revision: u64) {
@@ -200,11 +216,34 @@ impl Gateway {
     }
 }
 
-/// Answers every request for a body.
-async fn give_bodies(mut requests: Box<dyn muster_ports::bus::Subscription>, stop: CancellationToken) {
+/// A contest that a gateway asks control about.
+struct Contest {
+    question: ResolveContest,
+    reply: Box<dyn Reply>,
+}
+
+impl Contest {
+    async fn answer(self, answer: control_reply::Reply) {
+        let reply = ControlReply { reply: Some(answer) };
+        self.reply.send(reply.encode_to_vec().into()).await.unwrap();
+    }
+}
+
+/// Answers every request for a body, and leaves contests to the test.
+async fn control(
+    mut requests: Box<dyn muster_ports::bus::Subscription>,
+    contests: mpsc::UnboundedSender<Contest>,
+    stop: CancellationToken,
+) {
     while let Some(Some(request)) = stop.run_until_cancelled(requests.next()).await {
+        let reply = request.reply.unwrap();
+        let question = ControlRequest::decode(request.payload).unwrap().request.unwrap();
+        if let control_request::Request::ResolveContest(question) = question {
+            contests.send(Contest { question, reply }).unwrap();
+            continue;
+        }
         let segments = vec![Segment { kind: Some(segment::Kind::Literal(Bytes::from_static(b"a: 1\n"))) }];
-        let reply = ControlReply { reply: Some(control_reply::Reply::Body(CompiledBody { segments })) };
-        request.reply.unwrap().send(reply.encode_to_vec().into()).await.unwrap();
+        let body = ControlReply { reply: Some(control_reply::Reply::Body(CompiledBody { segments })) };
+        reply.send(body.encode_to_vec().into()).await.unwrap();
     }
 }

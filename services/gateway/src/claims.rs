@@ -1,0 +1,88 @@
+//! The claims of one connection. They are made beside its other work: a contest over one agent, which takes
+//! seconds, holds up none of the others.
+
+use std::collections::BTreeSet;
+use std::future::{Future, pending};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use muster_domain::duplicates::Client;
+use muster_domain::ids::{InstanceUid, SessionId};
+use muster_opamp::connection::Claimed;
+
+use crate::Shared;
+use crate::upstream::{ClaimError, claim, issue};
+
+/// What is claimed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum What {
+    /// The agent that sent its first message.
+    Agent,
+    /// A new uid for that agent, which asked for one.
+    NewUid,
+    /// The agent of this session of the connection, which ownership knows no more.
+    Anew(SessionId),
+}
+
+/// A claim that is made or refused.
+pub(crate) struct Made {
+    /// The uid that the agent uses.
+    pub(crate) uid: InstanceUid,
+    /// What was claimed.
+    pub(crate) what: What,
+    /// The uid that is held, and the claim.
+    pub(crate) result: Result<(InstanceUid, Claimed), ClaimError>,
+}
+
+type Running = Pin<Box<dyn Future<Output = Made> + Send>>;
+
+/// The claims under way.
+#[derive(Default)]
+pub(crate) struct Claims {
+    /// None while there are none: most connections make one claim in their life.
+    running: Option<Box<FuturesUnordered<Running>>>,
+    /// Agents that are being claimed anew: that may be ordered many times meanwhile.
+    anew: BTreeSet<InstanceUid>,
+}
+
+impl Claims {
+    /// Begins a claim.
+    pub(crate) fn begin(&mut self, shared: Arc<Shared>, client: Client, what: What) {
+        if matches!(what, What::Anew(_)) && !self.anew.insert(client.0.uid) {
+            return;
+        }
+        let make = async move {
+            let uid = client.0.uid;
+            let held = |claimed| (uid, claimed);
+            let result = match what {
+                What::Agent => claim(&shared, &client, None).await.map(held),
+                What::Anew(session) => claim(&shared, &client, Some(session)).await.map(held),
+                What::NewUid => issue(&shared, &client).await,
+            };
+            Made { uid, what, result }
+        };
+        self.running.get_or_insert_default().push(Box::pin(make));
+    }
+
+    /// The next claim that is made or refused; waits for ever if none is under way. Cancelling the wait
+    /// loses nothing.
+    pub(crate) async fn next(&mut self) -> Made {
+        if let Some(running) = &mut self.running {
+            if let Some(made) = running.next().await {
+                if matches!(made.what, What::Anew(_)) {
+                    self.anew.remove(&made.uid);
+                }
+                return made;
+            }
+            self.running = None;
+        }
+        pending().await
+    }
+
+    /// Whether none is under way.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.running.as_ref().is_none_or(|running| running.is_empty())
+    }
+}
