@@ -168,6 +168,8 @@ impl Agent {
         }
         if let Some(identification) = message.agent_identification {
             match Uuid::from_slice(&identification.new_instance_uid) {
+                // Messages that were under way are answered with it once more.
+                Ok(uid) if uid == self.identity.uid => {}
                 Ok(uid) => {
                     self.previous_uid = Some(std::mem::replace(&mut self.identity.uid, uid));
                     received.new_uid = true;

@@ -180,13 +180,16 @@ fn a_new_uid_is_adopted_silently() {
     let new = Uuid::from_bytes([9; 16]);
     let identification = AgentIdentification { new_instance_uid: new.as_bytes().to_vec() };
     let message = ServerToAgent { agent_identification: Some(identification), ..Default::default() };
-    assert!(fixture.receive(message).new_uid);
+    assert!(fixture.receive(message.clone()).new_uid);
     assert!(!fixture.agent.has_news());
     assert_eq!(fixture.next().instance_uid, new.as_bytes());
 
-    let late = ServerToAgent { instance_uid: old.as_bytes().to_vec(), ..Default::default() };
-    let received = fixture.agent.receive(late, &fixture.configs, &fixture.rejects, fixture.now, DELAY);
-    assert_eq!(received, Received::default());
+    // Answers to messages that were under way, with the uid once more and without.
+    let late = |message| ServerToAgent { instance_uid: old.as_bytes().to_vec(), ..message };
+    for late in [late(message.clone()), late(message), late(ServerToAgent::default())] {
+        let received = fixture.agent.receive(late, &fixture.configs, &fixture.rejects, fixture.now, DELAY);
+        assert_eq!(received, Received::default());
+    }
 }
 
 #[test]

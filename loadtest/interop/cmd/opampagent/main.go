@@ -38,6 +38,7 @@ type options struct {
 	applyDelay   time.Duration
 	healthy      bool
 	heartbeat    time.Duration
+	requestUid   bool
 	verbose      bool
 }
 
@@ -66,6 +67,7 @@ func parse(args []string) (options, error) {
 	flags.DurationVar(&opts.applyDelay, "apply-delay", 0, "time from APPLYING to APPLIED or FAILED")
 	flags.BoolVar(&opts.healthy, "healthy", true, "the health to start with")
 	flags.DurationVar(&opts.heartbeat, "heartbeat", 30*time.Second, "time between heartbeats; with http between polls")
+	flags.BoolVar(&opts.requestUid, "request-uid", false, "ask the server for another instance_uid in the first report")
 	flags.BoolVar(&opts.verbose, "verbose", false, "write the library's log to standard error")
 	if err := flags.Parse(args); err != nil {
 		return opts, err
@@ -110,6 +112,10 @@ func run(opts options) error {
 	}
 	if err := connection.SetCapabilities(&capabilities); err != nil {
 		return err
+	}
+
+	if opts.requestUid {
+		connection.SetFlags(protobufs.AgentToServerFlags_AgentToServerFlags_RequestInstanceUid)
 	}
 
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
