@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use muster_adapters_memory::{MemoryBus, MemoryKeyValue, MemoryLog, MemoryStore};
+use muster_adapters_memory::{MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryStore};
 use muster_control::{Engines, Metrics, Settings, run};
 use muster_domain::ids::{Cell, Timestamp};
 use muster_ports::bus::{Bus, Subject};
@@ -90,6 +90,7 @@ impl Rig {
         let store = Arc::new(MemoryStore::default());
         let engines = Engines {
             log: Arc::new(MemoryLog::default()),
+            blobs: Arc::new(MemoryBlobs::default()),
             bus: bus.clone(),
             leases: leases.clone(),
             values: Arc::new(MemoryKeyValue::new(None)),
