@@ -178,7 +178,7 @@ mod tests {
     use muster_adapters_memory::{MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryStore};
     use muster_domain::ids::{MessageId, Tenant, Timestamp};
     use muster_ports::blobs::{BlobRef, Blobs as _};
-    use muster_ports::host::Spawner;
+    use muster_ports::host::{Random, Spawner};
     use muster_ports::log::Log as _;
     use muster_ports::store::{Commit, FoldStore as _};
     use prometheus::Registry;
@@ -186,7 +186,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::{Engines, Metrics, Settings, blobs, intents, outages};
+    use crate::{Engines, Metrics, Settings};
 
     /// A cluster whose partitions are folded by hand.
     struct Rig {
@@ -198,25 +198,20 @@ mod tests {
     }
 
     fn shared(log: &Arc<MemoryLog>, store: &Arc<MemoryStore>, blobs: &Arc<MemoryBlobs>) -> Shared {
-        Shared {
-            settings: Settings::new("default".parse().unwrap(), "control"),
-            engines: Engines {
-                log: log.clone(),
-                blobs: blobs.clone(),
-                bus: Arc::new(MemoryBus::default()),
-                leases: Arc::new(MemoryKeyValue::new(None)),
-                values: Arc::new(MemoryKeyValue::new(None)),
-                fold: store.clone(),
-                intent: store.clone(),
-                clock: Arc::new(|| Timestamp(1)),
-                spawner: Spawner::new(|task| drop(tokio::spawn(task))),
-            },
-            metrics: Metrics::register(&Registry::new()).unwrap(),
-            intents: intents::Intents::default(),
-            outages: outages::Outages::default(),
-            room: blobs::Room::default(),
-            bodies: blobs::Bodies::default(),
-        }
+        let engines = Engines {
+            log: log.clone(),
+            blobs: blobs.clone(),
+            bus: Arc::new(MemoryBus::default()),
+            leases: Arc::new(MemoryKeyValue::new(None)),
+            values: Arc::new(MemoryKeyValue::new(None)),
+            fold: store.clone(),
+            intent: store.clone(),
+            clock: Arc::new(|| Timestamp(1)),
+            random: Random::new(|| 1),
+            spawner: Spawner::new(|task| drop(tokio::spawn(task))),
+        };
+        let metrics = Metrics::register(&Registry::new()).unwrap();
+        Shared::new(Settings::new("default".parse().unwrap(), "control"), engines, metrics)
     }
 
     fn tenant() -> Tenant {

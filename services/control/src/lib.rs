@@ -114,6 +114,19 @@ struct Shared {
 }
 
 impl Shared {
+    fn new(settings: Settings, engines: Engines, metrics: Metrics) -> Self {
+        Self {
+            settings,
+            engines,
+            metrics,
+            intents: intents::Intents::default(),
+            outages: outages::Outages::default(),
+            room: blobs::Room::default(),
+            bodies: blobs::Bodies::default(),
+            contests: contests::Contests::default(),
+        }
+    }
+
     /// Starts a task that the tracker waits for.
     fn spawn(&self, tracker: &TaskTracker, work: impl Future<Output = ()> + Send + 'static) {
         self.engines.spawner.spawn(tracker.track_future(work));
@@ -131,16 +144,7 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), EngineError> {
     let cell = settings.cell.clone();
-    let shared = Arc::new(Shared {
-        settings,
-        engines,
-        metrics,
-        intents: intents::Intents::default(),
-        outages: outages::Outages::default(),
-        room: blobs::Room::default(),
-        bodies: blobs::Bodies::default(),
-        contests: contests::Contests::default(),
-    });
+    let shared = Arc::new(Shared::new(settings, engines, metrics));
     let wake = shared.engines.bus.subscribe(&Subject::Wake(cell.clone())).await?;
     let requests = shared.engines.bus.subscribe(&Subject::Control(cell.clone())).await?;
     shared.intents.refresh(&shared).await?;

@@ -176,10 +176,10 @@ impl Rig {
                 ContestVerdict::HolderAlive => {
                     Answer::Duplicate(Uuid::from_slice(&resolved.new_instance_uid).unwrap())
                 }
-                ContestVerdict::Unspecified => panic!("{resolved:?}"),
+                ContestVerdict::Unspecified => unreachable!("{resolved:?}"),
             },
             control_reply::Reply::Error(_) => Answer::Undecided,
-            other => panic!("{other:?}"),
+            other => unreachable!("{other:?}"),
         };
         (answer, begin.elapsed())
     }
@@ -221,7 +221,7 @@ async fn the_gateways_word_decides() {
     let (first, _) = rig.ask(7, "g1").await;
     let (second, took) = rig.ask(7, "g1").await;
     let (Answer::Duplicate(first), Answer::Duplicate(second)) = (first, second) else {
-        panic!("{first:?}, {second:?}");
+        unreachable!("{first:?}, {second:?}");
     };
     assert_ne!(first, second);
     assert_eq!((first.get_version_num(), took), (7, AT_ONCE));

@@ -87,6 +87,8 @@ async fn a_report_is_traced_to_the_offer_across_processes() {
             .env("MUSTER_BUS__TYPE", "nats")
             .env("MUSTER_BUS__URL", nats.url())
             .env("MUSTER_BUS__REPLICAS", "1")
+            .env("MUSTER_BUS__MAX_BYTES", "64MiB")
+            .env("MUSTER_BUS__MAX_BLOB_BYTES", "64MiB")
             .env("MUSTER_OWNERSHIP__TYPE", "redis")
             .env("MUSTER_OWNERSHIP__URL", redis.url())
             .env("MUSTER_DATABASE__TYPE", "postgres")

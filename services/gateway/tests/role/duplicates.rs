@@ -28,7 +28,7 @@ impl Gateway {
         let reply = self.bus.request(&subject, request.encode_to_vec().into(), Duration::from_millis(3500));
         match GatewayReply::decode(reply.await.unwrap()).unwrap().reply.unwrap() {
             gateway_reply::Reply::Probe(result) => ProbeResult::try_from(result).unwrap(),
-            gateway_reply::Reply::Error(error) => panic!("{error}"),
+            gateway_reply::Reply::Error(error) => unreachable!("{error}"),
         }
     }
 
