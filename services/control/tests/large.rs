@@ -22,7 +22,10 @@ use muster_ports::store::{FleetStore, FoldStore, IntentStore};
 use muster_ports::{EngineError, LEASE_TTL};
 use muster_proto::Message;
 use muster_proto::bus::delivery::Action;
-use muster_proto::bus::{self, Delivery, Envelope, SessionStarted};
+use muster_proto::bus::{
+    self, CompiledBody, ControlReply, ControlRequest, Delivery, Envelope, GetBody, SessionStarted,
+    control_reply, control_request,
+};
 use muster_proto::opamp::any_value::Value;
 use muster_proto::opamp::{AgentDescription, AgentToServer, AnyValue, KeyValue};
 use prometheus::Registry;
@@ -123,6 +126,15 @@ impl Cluster {
         let stop = self.stop.clone();
         self.control =
             Some(tokio::spawn(async move { run(settings, engines, metrics, stop).await.unwrap() }));
+    }
+
+    async fn apply(&self, manifests: &str) {
+        let tenant = "default".parse().unwrap();
+        let documents = manifest::parse(manifests).unwrap();
+        let intent = self.store.intent(&tenant).await.unwrap();
+        let change = plan(&intent, &documents, Timestamp(1), Uuid::now_v7).unwrap();
+        self.store.change(&tenant, &change).await.unwrap();
+        self.bus.publish(&Subject::Wake("default".parse().unwrap()), Bytes::new()).await.unwrap();
     }
 
     async fn stop(&mut self) {
@@ -377,12 +389,7 @@ async fn a_delivery_is_no_larger_than_a_message() {
     for key in &keys {
         cluster.agent_at(key, 0).await;
     }
-    let tenant = "default".parse().unwrap();
-    let documents = manifest::parse(MANIFESTS).unwrap();
-    let intent = cluster.store.intent(&tenant).await.unwrap();
-    let change = plan(&intent, &documents, Timestamp(1), Uuid::now_v7).unwrap();
-    cluster.store.change(&tenant, &change).await.unwrap();
-    cluster.bus.publish(&Subject::Wake("default".parse().unwrap()), Bytes::new()).await.unwrap();
+    cluster.apply(MANIFESTS).await;
     let (mut offered, mut count) = (BTreeSet::new(), 0);
     while offered.len() < others.len() {
         let received = tokio::time::timeout(SOON, deliveries.next()).await.unwrap().unwrap();
@@ -396,5 +403,64 @@ async fn a_delivery_is_no_larger_than_a_message() {
     assert!(!offered.contains(huge.uid.as_bytes().as_slice()));
     let (stored, _) = cluster.store.agent(huge).await.unwrap().unwrap();
     assert!(stored.agent.state.held.unwrap().contains("make them shorter"), "an operator sees why");
+    cluster.stop().await;
+}
+
+/// Asks for the body of the only template, until control knows it.
+async fn body(cluster: &Cluster) -> control_reply::Reply {
+    let tenant: Tenant = "default".parse().unwrap();
+    let intent = cluster.store.intent(&tenant).await.unwrap();
+    let template = intent.templates.values().next().unwrap().last().unwrap();
+    let body_digest = Bytes::copy_from_slice(&template.compiled.files[0].digest.0);
+    let request = ControlRequest {
+        cell: "default".to_owned(),
+        tenant: tenant.to_string(),
+        request: Some(control_request::Request::GetBody(GetBody { body_digest })),
+        ..ControlRequest::default()
+    };
+    let subject = Subject::Control("default".parse().unwrap());
+    let asking = async {
+        loop {
+            // Nobody listens yet while control starts.
+            if let Ok(answer) = cluster.bus.request(&subject, request.encode_to_vec().into(), SOON).await {
+                assert!(answer.len() <= MAX_PAYLOAD, "{} bytes", answer.len());
+                match ControlReply::decode(answer).unwrap().reply.unwrap() {
+                    control_reply::Reply::Error(_) => {}
+                    reply => return reply,
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(SOON, asking).await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_is_too_large_for_an_answer_is_put_once_for_many_gateways() {
+    let mut cluster = Cluster::new();
+    cluster.start();
+    let with_note =
+        |note: usize| MANIFESTS.replace("config: {", &format!("config: {{text: {}, ", "x".repeat(note)));
+    cluster.apply(&with_note(1_500_000)).await;
+    let mut blobs = BTreeSet::new();
+    for _ in 0..5 {
+        let control_reply::Reply::BodyBlob(blob) = body(&cluster).await else { panic!("it is no blob") };
+        blobs.insert(blob.digest.clone());
+        let blob = BlobRef { digest: Digest::try_from(blob.digest.as_ref()).unwrap(), size: blob.size };
+        let content = cluster.blobs.get(&"default".parse().unwrap(), &blob).await.unwrap().unwrap();
+        assert!(CompiledBody::decode(content).unwrap().segments.len() >= 2);
+    }
+    assert_eq!(blobs.len(), 1);
+    assert_eq!(cluster.blobs.mark().await.unwrap().position, 1, "one put");
+    // Before it may be removed, it is put again for those who ask.
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    body(&cluster).await;
+    assert_eq!(cluster.blobs.mark().await.unwrap().position, 2);
+    cluster.stop().await;
+
+    let mut cluster = Cluster::new();
+    cluster.start();
+    cluster.apply(&with_note(1_000_000)).await;
+    assert!(matches!(body(&cluster).await, control_reply::Reply::Body(_)), "what fits is not put");
     cluster.stop().await;
 }

@@ -44,7 +44,7 @@ section! {
         endpoint: SocketAddr = key(endpoint(), loopback(4320));
         /// Most connections of agents at a time. Another name: `server.max_connections`.
         max_connections: usize = key(whole(1), 10_000);
-        /// Largest message that an agent may send.
+        /// Largest message that an agent may send; 128 MiB at most with `bus.type: nats`.
         max_message_size: usize = key(bytes(), 64 << 20);
     }
 }

@@ -209,6 +209,16 @@ async fn a_report_for_which_there_is_no_room_is_told_to_come_later() {
     muster.assert_no_errors();
 }
 
+#[tokio::test]
+async fn messages_that_no_blob_can_hold_are_not_promised() {
+    let muster = Muster::builder(env!("CARGO_BIN_EXE_muster"))
+        .env("MUSTER_BUS__TYPE", "nats")
+        .env("MUSTER_BUS__URL", "nats://127.0.0.1:1")
+        .env("MUSTER_SERVER__WEBSOCKET__MAX_MESSAGE_SIZE", "129MiB");
+    let error = muster.run(&["serve"]).await.expect_failure();
+    assert!(error.contains("server.websocket.max_message_size") && error.contains("128MiB"), "{error}");
+}
+
 /// Checks that an answer is UNAVAILABLE for this reason, with a time to come again.
 fn assert_not_now(answer: &ServerToAgent, reason: &str) {
     let error = answer.error_response.as_ref().unwrap();
