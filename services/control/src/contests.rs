@@ -23,7 +23,7 @@ use crate::Shared;
 /// A gateway that does not answer a probe for this long is taken for gone.
 const PROBE_DEADLINE: Duration = Duration::from_millis(3500);
 /// Contests at once; a further one is left undecided. A load balancer that is lost leaves thousands.
-const MOST: usize = 16_384;
+pub(crate) const MOST: usize = 16_384;
 /// One look at the leases serves all contests for this long: less than the time between two questions.
 const LEASES_KEPT: Duration = Duration::from_millis(250);
 /// Longest wait for the lease bucket.

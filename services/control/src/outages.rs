@@ -17,6 +17,8 @@ pub(crate) struct Outages {
     pub(crate) deliveries: Seldom,
     /// Blobs are not removed.
     pub(crate) blobs: Seldom,
+    /// Requests of gateways are not answered.
+    pub(crate) requests: Seldom,
     /// Contested instance_uids are left undecided.
     pub(crate) contests: Seldom,
 }

@@ -10,18 +10,22 @@ use muster_proto::Message;
 use muster_proto::bus::{
     self, ControlReply, ControlRequest, GetBody, control_reply, control_request, segment,
 };
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::{Shared, contests};
 
+/// Requests at once, twice as many as contests; a further one stays unanswered and is made again.
+const MAX_REQUESTS: usize = 2 * contests::MOST;
 /// More than what stands around one field of an answer.
 const FRAME: usize = 24;
 
 /// Handles requests until `stop`.
 pub(crate) async fn serve(shared: Arc<Shared>, mut requests: Box<dyn Subscription>, stop: CancellationToken) {
     let tasks = TaskTracker::new();
+    let places = Arc::new(Semaphore::new(MAX_REQUESTS));
     loop {
         // The stop comes once; until then every request is taken.
         let received = tokio::select! {
@@ -30,6 +34,12 @@ pub(crate) async fn serve(shared: Arc<Shared>, mut requests: Box<dyn Subscriptio
             received = requests.next() => received,
         };
         let Some(Received { payload, reply: Some(reply) }) = received else { break };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            if let Some(more) = shared.outages.requests.tell((shared.engines.clock)()) {
+                warn!(more, "too many requests from gateways at once, one is left unanswered");
+            }
+            continue;
+        };
         let answering = Arc::clone(&shared);
         shared.spawn(&tasks, async move {
             let answer = handle(&answering, payload).await.unwrap_or_else(control_reply::Reply::Error);
@@ -37,6 +47,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, mut requests: Box<dyn Subscriptio
             if let Err(error) = reply.send(answer.encode_to_vec().into()).await {
                 warn!(%error, "an answer to a gateway was lost");
             }
+            drop(place);
         });
     }
     tasks.close();

@@ -1,6 +1,6 @@
 //! Contested instance_uids as gateways ask control about them. The tests are the gateways; the engines are
 //! in memory.
-#![expect(clippy::unwrap_used, reason = "tests end with their panics")]
+#![expect(clippy::panic, clippy::unwrap_used, reason = "tests end with their panics")]
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -176,10 +176,10 @@ impl Rig {
                 ContestVerdict::HolderAlive => {
                     Answer::Duplicate(Uuid::from_slice(&resolved.new_instance_uid).unwrap())
                 }
-                ContestVerdict::Unspecified => unreachable!("{resolved:?}"),
+                ContestVerdict::Unspecified => panic!("{resolved:?}"),
             },
             control_reply::Reply::Error(_) => Answer::Undecided,
-            other => unreachable!("{other:?}"),
+            other => panic!("{other:?}"),
         };
         (answer, begin.elapsed())
     }
@@ -221,7 +221,7 @@ async fn the_gateways_word_decides() {
     let (first, _) = rig.ask(7, "g1").await;
     let (second, took) = rig.ask(7, "g1").await;
     let (Answer::Duplicate(first), Answer::Duplicate(second)) = (first, second) else {
-        unreachable!("{first:?}, {second:?}");
+        panic!("{first:?}, {second:?}");
     };
     assert_ne!(first, second);
     assert_eq!((first.get_version_num(), took), (7, AT_ONCE));

@@ -26,10 +26,11 @@ impl Gateway {
         };
         let subject = Subject::Gateway(cell(), "g1".parse().unwrap());
         let reply = self.bus.request(&subject, request.encode_to_vec().into(), Duration::from_millis(3500));
-        match GatewayReply::decode(reply.await.unwrap()).unwrap().reply.unwrap() {
-            gateway_reply::Reply::Probe(result) => ProbeResult::try_from(result).unwrap(),
-            gateway_reply::Reply::Error(error) => unreachable!("{error}"),
-        }
+        let result = match GatewayReply::decode(reply.await.unwrap()).unwrap().reply.unwrap() {
+            gateway_reply::Reply::Probe(result) => Ok(result),
+            gateway_reply::Reply::Error(error) => Err(error),
+        };
+        ProbeResult::try_from(result.unwrap()).unwrap()
     }
 
     /// Waits until the last word about an agent is that its session has ended.
