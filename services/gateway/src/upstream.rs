@@ -9,6 +9,7 @@ use muster_domain::duplicates::{ASK_AGAIN_AFTER, Client, Patience};
 use muster_domain::ids::{AgentKey, InstanceUid, MessageId, SessionId};
 use muster_domain::sequence::Known;
 use muster_opamp::connection::{Claimed, NotNow, Publish};
+use muster_opamp::head::Head;
 use muster_ports::bus::{RequestError, Subject};
 use muster_ports::log::PublishError;
 use muster_ports::ownership::{ClaimOutcome, ClaimRequest, Holder};
@@ -245,7 +246,8 @@ pub(crate) async fn publish(
 }
 
 fn envelope(shared: &Shared, key: &AgentKey, publish: Publish, remote_addr: &str) -> Envelope {
-    let (head, message) = publish.message.unzip();
+    let publishable = |(head, message): (Head, _)| (head, head.publishable(message));
+    let (head, message) = publish.message.map(publishable).unzip();
     Envelope {
         cell: shared.settings.cell.to_string(),
         tenant: key.tenant.to_string(),

@@ -177,16 +177,18 @@ impl Connection {
 
     /// Takes the payload of one binary WebSocket message. Returns the agent that it is of.
     pub fn frame(&mut self, bytes: &Bytes, now: Timestamp) -> Option<InstanceUid> {
-        let read = frame::decode(bytes).map_err(|error| error.to_string());
-        let read = read.and_then(|message| match Head::read(&message) {
-            Ok(head) => Ok((head, message)),
-            Err(error) => Err(error.to_string()),
-        });
-        match read {
-            Ok((head, message)) => Some(self.message(head, message, now)),
-            Err(reason) => {
-                self.refuse(None, reason);
-                None
+        let message = match frame::decode(bytes) {
+            Ok(message) => message,
+            Err(error) => {
+                self.refuse(None, error.to_string());
+                return None;
+            }
+        };
+        match Head::read(&message) {
+            Ok(head) => Some(self.message(head, message, now)),
+            Err(error) => {
+                self.refuse(error.uid, error.reason);
+                error.uid
             }
         }
     }

@@ -7,9 +7,10 @@ use bytes::{Buf, Bytes};
 use muster_domain::capabilities::AgentCapabilities;
 use muster_domain::ids::InstanceUid;
 use muster_domain::sequence::Numbered;
-use muster_proto::Message;
 use muster_proto::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
-use muster_proto::opamp::{AgentToServer, AgentToServerFlags};
+use muster_proto::opamp::AgentToServerFlags;
+
+use crate::bounds;
 
 /// Field numbers of AgentToServer.
 mod field {
@@ -23,8 +24,19 @@ mod field {
 
 /// A message that is refused: the reason is for the agent's operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct BadMessage(pub String);
+#[error("{reason}")]
+pub struct BadMessage {
+    /// The agent, as far as it is known.
+    pub uid: Option<InstanceUid>,
+    /// What is wrong: the field, and the limit where there is one.
+    pub reason: String,
+}
+
+impl From<String> for BadMessage {
+    fn from(reason: String) -> Self {
+        Self { uid: None, reason }
+    }
+}
 
 /// What the outermost fields of an AgentToServer say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,24 +54,34 @@ pub struct Head {
     pub kinds: u64,
     /// A digest of the whole message.
     pub digest: u64,
+    /// Whether a text in the message holds NUL, which not every store can hold.
+    pub has_nul: bool,
 }
 
 impl Head {
-    /// Reads the head and checks that the whole message can be decoded.
+    /// Reads the head and checks that the whole message can be decoded and is within the
+    /// [bounds](crate::bounds).
     ///
     /// # Errors
-    /// With a text for people, if the message is not an AgentToServer of a 16-byte instance_uid.
+    /// With a text for people, if the message is not an AgentToServer of a 16-byte instance_uid, or a part
+    /// of it is larger than what is taken.
     pub fn read(message: &Bytes) -> Result<Self, BadMessage> {
-        let head = Self::scan(message)?;
-        if head.kinds & !Self::plain() != 0 {
-            AgentToServer::decode(message.clone())
-                .map_err(|error| BadMessage(format!("the message is not an AgentToServer: {error}")))?;
+        let mut head = Self::scan(message)?;
+        if !head.is_plain() {
+            head.has_nul = bounds::check(message)
+                .map_err(|error| BadMessage { uid: Some(head.uid), reason: error.to_string() })?;
         }
         Ok(head)
     }
 
+    /// The message whose head this is as it is to be published: without NUL in texts, else as the agent
+    /// sent it.
+    pub fn publishable(&self, message: Bytes) -> Bytes {
+        if self.has_nul { bounds::clean(&message) } else { message }
+    }
+
     fn scan(message: &Bytes) -> Result<Self, BadMessage> {
-        let malformed = |error| BadMessage(format!("the message is not an AgentToServer: {error}"));
+        let malformed = |error| BadMessage::from(format!("the message is not an AgentToServer: {error}"));
         let mut rest = message.clone();
         let mut uid = Bytes::new();
         let (mut sequence_num, mut capabilities, mut flags, mut kinds) = (0, 0, 0, 0_u64);
@@ -71,7 +93,7 @@ impl Head {
                     let length = decode_varint(&mut rest).map_err(malformed)?;
                     let length = usize::try_from(length).unwrap_or(usize::MAX);
                     if length > rest.remaining() {
-                        return Err(BadMessage("the message ends inside instance_uid".to_owned()));
+                        return Err(BadMessage::from("the message ends inside instance_uid".to_owned()));
                     }
                     uid = rest.split_to(length);
                 }
@@ -83,14 +105,14 @@ impl Head {
                 }
                 (field::FLAGS, WireType::Varint) => flags = decode_varint(&mut rest).map_err(malformed)?,
                 (field::INSTANCE_UID | field::SEQUENCE_NUM | field::CAPABILITIES | field::FLAGS, _) => {
-                    return Err(BadMessage(format!("field {number} of the message has the wrong wire type")));
+                    return Err(format!("field {number} of the message has the wrong wire type").into());
                 }
                 (number, wire_type) => {
                     skip_field(wire_type, number, &mut rest, DecodeContext::default()).map_err(malformed)?;
                 }
             }
         }
-        let uid = InstanceUid::try_from(uid.as_ref()).map_err(|error| BadMessage(error.to_string()))?;
+        let uid = InstanceUid::try_from(uid.as_ref()).map_err(|error| error.to_string())?;
         let mut digest = DefaultHasher::new();
         digest.write(message);
         Ok(Self {
@@ -100,6 +122,7 @@ impl Head {
             requests_uid: flags & AgentToServerFlags::RequestInstanceUid as u64 != 0,
             kinds,
             digest: digest.finish(),
+            has_nul: false,
         })
     }
 
@@ -139,7 +162,8 @@ impl Head {
 
 #[cfg(test)]
 mod tests {
-    use muster_proto::opamp::{AgentDescription, AgentDisconnect};
+    use muster_proto::Message;
+    use muster_proto::opamp::{AgentDescription, AgentDisconnect, AgentToServer};
     use proptest::prelude::*;
 
     use super::*;

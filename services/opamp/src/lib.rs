@@ -1,5 +1,6 @@
 //! The server side of OpAMP without I/O: inputs and the time go in, outputs are polled out.
 
+pub mod bounds;
 pub mod connection;
 pub mod frame;
 pub mod head;
