@@ -10,14 +10,14 @@ use muster_domain::desired::{Labels, matches};
 use muster_domain::ids::{
     AgentKey, Cell, Incarnation, InstanceUid, IntentRevision, Partition, Tenant, Timestamp,
 };
-use muster_domain::intent::{Intent, IntentChange};
-use muster_domain::report::ConfigMap;
+use muster_domain::intent::{Intent, IntentChange, MAX_RETRIES};
+use muster_domain::report::{Components, ComponentsKey, ConfigMap};
 use muster_domain::selector::AgentSelector;
 use muster_ports::EngineError;
 use muster_ports::log::Position;
 use muster_ports::store::{
-    AgentWrite, Commit, CommitError, FleetStore, FoldStore, IntentError, IntentStore, PartitionRow,
-    Quarantined, StoredAgent,
+    AgentWrite, Commit, CommitError, ComponentStore, FleetStore, FoldStore, IntentError, IntentStore,
+    MAX_COMPONENT_LISTS, PartitionRow, Quarantined, StoredAgent,
 };
 use uuid::Uuid;
 
@@ -40,6 +40,7 @@ struct Tables {
     labels: BTreeMap<AgentKey, Labels>,
     intents: BTreeMap<Tenant, Intent>,
     cluster: Option<Uuid>,
+    components: BTreeMap<ComponentsKey, (Timestamp, Components)>,
 }
 
 #[derive(Debug)]
@@ -211,6 +212,10 @@ impl IntentStore for MemoryStore {
         for assignment in &change.floors {
             intent.floors.insert(assignment.clone(), intent.revision);
         }
+        for uid in &change.retries {
+            intent.retries.insert(*uid, intent.revision);
+        }
+        forget_oldest(&mut intent.retries);
         Ok(intent.revision)
     }
 
@@ -237,6 +242,53 @@ impl IntentStore for MemoryStore {
             tables.intents.entry(key.tenant.clone()).or_default().revision.0 += 1;
         }
         Ok(Some(after))
+    }
+}
+
+/// Forgets the oldest retries where there are too many; those of one revision go together.
+fn forget_oldest(retries: &mut BTreeMap<InstanceUid, IntentRevision>) {
+    let mut revisions: Vec<_> = retries.values().copied().collect();
+    revisions.sort_unstable_by(|a, b| b.cmp(a));
+    if let Some(oldest) = revisions.get(MAX_RETRIES) {
+        retries.retain(|_, revision| *revision > *oldest);
+    }
+}
+
+#[async_trait]
+impl ComponentStore for MemoryStore {
+    async fn missing_components(
+        &self,
+        keys: &BTreeSet<ComponentsKey>,
+    ) -> Result<BTreeSet<ComponentsKey>, EngineError> {
+        let tables = lock(&self.tables);
+        Ok(keys.iter().filter(|key| !tables.components.contains_key(*key)).cloned().collect())
+    }
+
+    async fn put_components(
+        &self,
+        lists: &BTreeMap<ComponentsKey, Components>,
+        now: Timestamp,
+    ) -> Result<(), EngineError> {
+        let stored = &mut lock(&self.tables).components;
+        for (key, list) in lists {
+            if stored.get(key).is_none_or(|(_, known)| known != list) {
+                stored.insert(key.clone(), (now, list.clone()));
+            }
+            let mut of_tenant: Vec<_> = stored
+                .iter()
+                .filter(|(other, _)| other.tenant == key.tenant)
+                .map(|(other, (at, _))| (*at, other.clone()))
+                .collect();
+            of_tenant.sort_unstable_by(|a, b| b.cmp(a));
+            for (_, surplus) in of_tenant.drain(..).skip(MAX_COMPONENT_LISTS) {
+                stored.remove(&surplus);
+            }
+        }
+        Ok(())
+    }
+
+    async fn components(&self, key: &ComponentsKey) -> Result<Option<Components>, EngineError> {
+        Ok(lock(&self.tables).components.get(key).map(|(_, list)| list.clone()))
     }
 }
 

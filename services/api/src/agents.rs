@@ -73,11 +73,8 @@ pub(crate) async fn list(
     found.truncate(limit);
     let keys: Vec<_> = found.iter().map(|stored| stored.agent.key.clone()).collect();
     let owned = look_up(&shared, &keys).await;
-    let items = found
-        .into_iter()
-        .zip(owned)
-        .map(|(stored, owned)| views::agent(stored, owned.as_ref(), None))
-        .collect();
+    let items =
+        found.into_iter().zip(owned).map(|(stored, owned)| views::agent(stored, owned.as_ref())).collect();
     Ok(Json(AgentList { items, next_cursor }))
 }
 
@@ -95,8 +92,12 @@ pub(crate) async fn get(
     let Some((stored, effective)) = shared.engines.fleet.agent(&key).await? else {
         return Err(ApiError::NotFound(format!("there is no agent {uid}")));
     };
+    let components = match stored.agent.state.components_key(&key.tenant) {
+        Some(id) => shared.engines.components.components(&id).await?,
+        None => None,
+    };
     let owned = look_up(&shared, &[key]).await.pop().flatten();
-    Ok(Json(views::agent(stored, owned.as_ref(), Some(effective.unwrap_or_default()))))
+    Ok(Json(views::agent(stored, owned.as_ref()).with_details(effective.unwrap_or_default(), components)))
 }
 
 /// The key of the agent with this uid.

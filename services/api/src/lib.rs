@@ -8,6 +8,7 @@ mod assignments;
 mod configs;
 mod labels;
 mod problem;
+mod retry;
 mod system;
 mod views;
 
@@ -22,7 +23,7 @@ use muster_domain::ids::{Cell, Tenant};
 use muster_ports::Clock;
 use muster_ports::bus::{Bus, Subject};
 use muster_ports::ownership::Ownership;
-use muster_ports::store::{FleetStore, IntentStore};
+use muster_ports::store::{ComponentStore, FleetStore, IntentStore};
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -56,6 +57,8 @@ pub struct Engines {
     pub intent: Arc<dyn IntentStore>,
     /// What is known of agents.
     pub fleet: Arc<dyn FleetStore>,
+    /// Components that agents can be configured with.
+    pub components: Arc<dyn ComponentStore>,
     /// When agents were heard last.
     pub ownership: Arc<dyn Ownership>,
     /// Wakes control.
@@ -103,6 +106,7 @@ pub fn router(settings: Settings, engines: Engines, readiness: Readiness, metric
         .routes(routes!(agents::list))
         .routes(routes!(agents::get))
         .routes(routes!(labels::patch))
+        .routes(routes!(retry::post))
         .routes(routes!(apply::apply))
         .routes(routes!(configs::list))
         .routes(routes!(configs::get))

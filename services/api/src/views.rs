@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use muster_domain::agent::{Agent, EndReason, Transport};
+use muster_domain::agent::{Agent, ConfigChange, EndReason, Transport};
 use muster_domain::ids::Timestamp;
-use muster_domain::report::{Attributes, ConfigFile, ConfigMap, ConfigStatus, Description, Health};
+use muster_domain::report::{
+    Attributes, Component, Components, ConfigFile, ConfigMap, ConfigStatus, Description, Health,
+};
 use muster_ports::ownership::Owned;
 use muster_ports::store::StoredAgent;
 use serde::Serialize;
@@ -46,8 +48,13 @@ pub(crate) struct AgentView {
     health: Option<HealthView>,
     /// Names of its custom capabilities.
     custom_capabilities: Vec<String>,
+    /// The components that it can be configured with; null if it reports none.
+    available_components: Option<AvailableComponentsView>,
     /// Its session, or the last one.
     session: Option<SessionView>,
+    /// Goes into `remote_config` where it is shown.
+    #[serde(skip)]
+    history: Vec<ConfigChangeView>,
 }
 
 /// Attributes by key, as plain JSON.
@@ -77,6 +84,44 @@ pub(crate) struct RemoteConfigView {
     failed_hash: Option<String>,
     /// Why the agent gets no config although an assignment matches.
     held: Option<String>,
+    /// What the agent reported last, the oldest first. Absent in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    history: Option<Vec<ConfigChangeView>>,
+}
+
+/// A status of a remote config that an agent reported.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ConfigChangeView {
+    /// When it was reported (RFC 3339).
+    at: String,
+    /// The hash that it is about, hex.
+    hash: Option<String>,
+    /// UNSET, APPLIED, APPLYING or FAILED.
+    status: ConfigStatusView,
+    /// What went wrong; of a long message the beginning.
+    error_message: String,
+}
+
+/// Components that an agent can be configured with.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct AvailableComponentsView {
+    /// The agent's hash of the list, hex.
+    hash: String,
+    /// The list, by name; null while none of the agents with this hash has reported it. Absent in
+    /// lists of agents.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    components: Option<Option<BTreeMap<String, ComponentView>>>,
+}
+
+/// A component that an agent can be configured with.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ComponentView {
+    /// Facts about it, such as its version.
+    #[schema(value_type = Object)]
+    metadata: Attributes,
+    /// Components inside it, by name.
+    #[schema(no_recursion)]
+    components: BTreeMap<String, ComponentView>,
 }
 
 /// Status of a remote config.
@@ -152,11 +197,7 @@ pub(crate) fn rfc3339(at: Timestamp) -> String {
 }
 
 /// An agent as the API shows it. What ownership knows is newer than what is stored.
-pub(crate) fn agent(
-    stored: StoredAgent,
-    owned: Option<&Owned>,
-    effective_config: Option<ConfigMap>,
-) -> AgentView {
+pub(crate) fn agent(stored: StoredAgent, owned: Option<&Owned>) -> AgentView {
     let StoredAgent { agent, labels } = stored;
     let connected = agent.live_session().is_some();
     let remote_config = remote_config(&agent);
@@ -183,10 +224,55 @@ pub(crate) fn agent(
         capabilities: state.capabilities.names(),
         sequence_num: settled.unwrap_or(state.sequence_num),
         remote_config,
-        effective_config: effective_config.map(files),
+        effective_config: None,
         health: state.health.map(health),
         custom_capabilities: state.custom_capabilities,
+        available_components: state
+            .available_components
+            .map(|hash| AvailableComponentsView { hash, components: None }),
         session,
+        history: state.remote_config_history.into_iter().map(config_change).collect(),
+    }
+}
+
+impl AgentView {
+    /// With what is left out of lists.
+    pub(crate) fn with_details(mut self, effective_config: ConfigMap, list: Option<Components>) -> Self {
+        self.effective_config = Some(files(effective_config));
+        self.remote_config.history = Some(std::mem::take(&mut self.history));
+        if let Some(available) = &mut self.available_components {
+            available.components = Some(list.map(components));
+        }
+        self
+    }
+}
+
+fn config_change(change: ConfigChange) -> ConfigChangeView {
+    let ConfigChange { at, status } = change;
+    ConfigChangeView {
+        at: rfc3339(at),
+        hash: status.hash.as_ref().map(ToString::to_string),
+        status: status.status.into(),
+        error_message: status.error_message,
+    }
+}
+
+fn components(list: Components) -> BTreeMap<String, ComponentView> {
+    let view = |component: Component| ComponentView {
+        metadata: component.metadata,
+        components: components(component.components),
+    };
+    list.into_iter().map(|(name, component)| (name, view(component))).collect()
+}
+
+impl From<ConfigStatus> for ConfigStatusView {
+    fn from(status: ConfigStatus) -> Self {
+        match status {
+            ConfigStatus::Unset => Self::Unset,
+            ConfigStatus::Applied => Self::Applied,
+            ConfigStatus::Applying => Self::Applying,
+            ConfigStatus::Failed => Self::Failed,
+        }
     }
 }
 
@@ -195,15 +281,7 @@ fn remote_config(agent: &Agent) -> RemoteConfigView {
     let reported = &state.remote_config;
     let (status, error_message) = match &state.failed {
         Some(failed) => (ConfigStatusView::Failed, failed.error_message.clone()),
-        None => {
-            let status = match reported.status {
-                ConfigStatus::Unset => ConfigStatusView::Unset,
-                ConfigStatus::Applied => ConfigStatusView::Applied,
-                ConfigStatus::Applying => ConfigStatusView::Applying,
-                ConfigStatus::Failed => ConfigStatusView::Failed,
-            };
-            (status, reported.error_message.clone())
-        }
+        None => (reported.status.into(), reported.error_message.clone()),
     };
     RemoteConfigView {
         desired_hash: state.desired.as_ref().map(ToString::to_string),
@@ -212,6 +290,7 @@ fn remote_config(agent: &Agent) -> RemoteConfigView {
         error_message,
         failed_hash: state.failed.as_ref().map(|failed| failed.hash.to_string()),
         held: state.held.clone(),
+        history: None,
     }
 }
 

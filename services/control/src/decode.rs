@@ -5,9 +5,10 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use muster_domain::agent::{EndReason, Entry, Transport};
 use muster_domain::capabilities::AgentCapabilities;
-use muster_domain::ids::{AgentKey, Claim, ConfigHash, InstanceUid, Timestamp};
+use muster_domain::ids::{AgentKey, Claim, ConfigHash, Digest, InstanceUid, Timestamp};
 use muster_domain::report::{
-    Attributes, ConfigFile, ConfigMap, ConfigStatus, Description, Health, RemoteConfigStatus, Report,
+    Attributes, AvailableComponents, Component, Components, ConfigFile, ConfigMap, ConfigStatus, Description,
+    Health, RemoteConfigStatus, Report,
 };
 use muster_ports::blobs::BlobRef;
 use muster_ports::trace::TraceContext;
@@ -117,6 +118,7 @@ fn report(message: AgentToServer) -> Report {
         custom_capabilities: message
             .custom_capabilities
             .map(|custom| custom.capabilities.into_iter().map(text).collect()),
+        available_components: message.available_components.and_then(available_components),
     }
 }
 
@@ -140,6 +142,28 @@ fn health(health: opamp::ComponentHealth) -> Health {
             .map(|(name, component)| (text(name), self::health(component)))
             .collect(),
     }
+}
+
+/// `None` where nothing is said. A list without a hash gets one.
+fn available_components(available: opamp::AvailableComponents) -> Option<AvailableComponents> {
+    let components = components(available.components);
+    let hash = match (available.hash.is_empty(), components.is_empty()) {
+        (false, _) => hex::encode(available.hash),
+        (true, true) => return None,
+        (true, false) => {
+            let text = serde_json::to_string(&components).unwrap_or_default();
+            Digest::of_parts([text.as_bytes()]).to_string()
+        }
+    };
+    Some(AvailableComponents { hash, components: (!components.is_empty()).then_some(components) })
+}
+
+fn components(map: impl IntoIterator<Item = (String, opamp::ComponentDetails)>) -> Components {
+    let component = |details: opamp::ComponentDetails| Component {
+        metadata: attributes(details.metadata),
+        components: components(details.sub_component_map),
+    };
+    map.into_iter().map(|(name, details)| (text(name), component(details))).collect()
 }
 
 fn config_map(files: impl IntoIterator<Item = (String, opamp::AgentConfigFile)>) -> ConfigMap {
@@ -208,6 +232,30 @@ mod tests {
                 "a": [1], "m": {"k": 1}, "n": null,
             })
         );
+    }
+
+    #[test]
+    fn components_are_told_by_hash_or_whole() {
+        let read = |hash: &[u8], components: &[&str]| {
+            let details = opamp::ComponentDetails {
+                metadata: vec![KeyValue { key: "v".to_owned(), value: None }],
+                sub_component_map: [("in\0side".to_owned(), opamp::ComponentDetails::default())].into(),
+            };
+            let components = components.iter().map(|name| ((*name).to_owned(), details.clone()));
+            let available =
+                opamp::AvailableComponents { components: components.collect(), hash: hash.to_vec() };
+            let message = AgentToServer { available_components: Some(available), ..AgentToServer::default() };
+            report(message).available_components
+        };
+        assert_eq!(read(&[], &[]), None);
+        let by_hash = AvailableComponents { hash: "00ff".to_owned(), components: None };
+        assert_eq!(read(&[0, 255], &[]), Some(by_hash));
+        let whole = read(&[1], &["receivers"]).unwrap();
+        let list = whole.components.unwrap();
+        assert_eq!(list["receivers"].metadata["v"], Value::Null);
+        assert!(list["receivers"].components.contains_key("in\u{fffd}side"));
+        let without_hash = read(&[], &["receivers"]).unwrap();
+        assert_eq!((without_hash.hash.len(), without_hash.components), (64, Some(list)));
     }
 
     #[test]

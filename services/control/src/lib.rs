@@ -23,7 +23,7 @@ use muster_ports::blobs::Blobs;
 use muster_ports::bus::{Bus, Subject};
 use muster_ports::kv::KeyValue;
 use muster_ports::log::Log;
-use muster_ports::store::{FoldStore, IntentStore};
+use muster_ports::store::{ComponentStore, FoldStore, IntentStore};
 use muster_ports::{Clock, EngineError, Random, Spawner};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -83,6 +83,8 @@ pub struct Engines {
     pub values: Arc<dyn KeyValue>,
     /// State of agents.
     pub fold: Arc<dyn FoldStore>,
+    /// Lists of components.
+    pub components: Arc<dyn ComponentStore>,
     /// What operators want.
     pub intent: Arc<dyn IntentStore>,
     /// The time.

@@ -10,8 +10,8 @@ use muster_ports::bus::{MAX_PAYLOAD, Subject};
 use muster_proto::Message;
 use muster_proto::bus::delivery::Action;
 use muster_proto::bus::{
-    CloseSessions, Delivery, EndReason, OfferTarget, OfferedFile, RemoteConfigOffer, RequestFullState,
-    SessionRef, SlotValues,
+    CloseSessions, Delivery, EndReason, OfferTarget, OfferedFile, RemoteConfigOffer, RequestComponents,
+    RequestFullState, SessionRef, SlotValues,
 };
 use tracing::{error, warn};
 
@@ -129,6 +129,19 @@ pub(crate) async fn request_full_state(
         SessionRef { instance_uid: bytes(key.uid.as_bytes()), session_id: bytes(session.as_bytes()) };
     let request = RequestFullState { sessions: vec![session] };
     deliver(shared, &key.tenant, gateway, String::new(), Action::RequestFullState(request)).await;
+}
+
+/// Asks an agent for the list of its available components.
+pub(crate) async fn request_components(
+    shared: &Shared,
+    key: &AgentKey,
+    session: SessionId,
+    gateway: &GatewayId,
+) {
+    let session =
+        SessionRef { instance_uid: bytes(key.uid.as_bytes()), session_id: bytes(session.as_bytes()) };
+    let request = RequestComponents { sessions: vec![session] };
+    deliver(shared, &key.tenant, gateway, String::new(), Action::RequestComponents(request)).await;
 }
 
 async fn deliver(shared: &Shared, tenant: &Tenant, gateway: &GatewayId, traceparent: String, action: Action) {

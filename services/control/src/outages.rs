@@ -13,6 +13,8 @@ pub(crate) struct Outages {
     pub(crate) floors: Seldom,
     /// The other controls are not seen.
     pub(crate) members: Seldom,
+    /// Lists of components are not stored or looked up.
+    pub(crate) components: Seldom,
     /// Deliveries are not sent.
     pub(crate) deliveries: Seldom,
     /// Blobs are not removed.

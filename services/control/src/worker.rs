@@ -5,6 +5,7 @@
 //! redelivery, two workers at once, and a crash between write and acknowledgement are one case.
 
 mod batch;
+mod components;
 mod read;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -26,6 +27,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::trace::Folding;
 use crate::worker::batch::Batch;
+use crate::worker::components::Lists;
 use crate::worker::read::{Bad, Part};
 use crate::{Shared, decode, intents::Planners, offers};
 
@@ -72,6 +74,7 @@ struct Worker<'a> {
     /// Traces of the entries that are folded now.
     folding: Folding,
     stop: &'a CancellationToken,
+    lists: Lists,
 }
 
 /// Works on a partition until `stop`.
@@ -122,6 +125,7 @@ async fn work(
         to_ask: VecDeque::new(),
         folding: Folding::default(),
         stop,
+        lists: Lists::default(),
     };
     let is_new_epoch = worker.verify_epoch().await?;
     let mut reader = shared.engines.log.read(partition, worker.row.position).await?;
@@ -144,6 +148,7 @@ async fn work(
             () = tokio::time::sleep_until(due) => worker.repeat_offers().await?,
             _ = sweep.tick() => {
                 worker.end_orphans().await?;
+                worker.lists.ask(shared).await;
                 // What is folded may go, but for the entry that the log is recognised by.
                 if worker.row.position != purged {
                     purged = worker.row.position;
@@ -376,6 +381,7 @@ impl Worker<'_> {
             self.schedule(&decided.waiting);
             return Ok(true);
         }
+        self.lists.store(self.shared, &decided.lists).await;
         let commit = Commit {
             quarantined: decided.quarantined,
             ..self.commit(progress, decided.decided_on, decided.writes)
@@ -402,6 +408,10 @@ impl Worker<'_> {
             offers::close(self.shared, key, old.id, &old.gateway).await;
         }
         offers::send(self.shared, decided.outgoing, &self.folding).await;
+        if !decided.told_components.is_empty() {
+            self.lists.note(decided.told_components);
+            self.lists.ask(self.shared).await;
+        }
         Ok(true)
     }
 

@@ -129,6 +129,7 @@ impl Cluster {
             leases,
             values: self.values.clone(),
             fold,
+            components: self.store.clone(),
             intent: self.store.clone(),
             clock: Arc::new(move || Timestamp(clock.fetch_add(1, Ordering::Relaxed))),
             random: Random::new(|| Uuid::now_v7().as_u64_pair().1),

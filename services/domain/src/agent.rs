@@ -5,9 +5,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::capabilities::AgentCapabilities;
-use crate::ids::{AgentKey, Claim, ConfigHash, Digest, GatewayId, Incarnation, SessionId, Timestamp};
+use crate::ids::{
+    AgentKey, Claim, ConfigHash, Digest, GatewayId, Incarnation, IntentRevision, SessionId, Tenant, Timestamp,
+};
 use crate::report::{
-    ConfigMap, ConfigStatus, Description, Health, RemoteConfigStatus, Report, config_map_digest,
+    AvailableComponents, ComponentsKey, ConfigMap, ConfigStatus, Description, Health, RemoteConfigStatus,
+    Report, config_map_digest,
 };
 
 /// Everything known of an agent but its labels (intent) and the text of its effective config.
@@ -45,6 +48,12 @@ pub struct AgentState {
     /// The last remote config status.
     #[serde(default)]
     pub remote_config: RemoteConfigStatus,
+    /// The last changes of that status, oldest first, at most [`HISTORY`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remote_config_history: Vec<ConfigChange>,
+    /// The agent's hash of the components that it can be configured with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub available_components: Option<String>,
     /// Digest of the last effective config; its text is stored apart.
     #[serde(default)]
     pub effective_config: Option<Digest>,
@@ -60,6 +69,23 @@ pub struct AgentState {
     /// The config that the agent could not apply, while that is the desired one.
     #[serde(default)]
     pub failed: Option<FailedConfig>,
+    /// Revision of the intent at which an operator last asked for another try, as far as that was done.
+    #[serde(default)]
+    pub retried: IntentRevision,
+}
+
+/// Changes of a remote config's status that are kept.
+pub const HISTORY: usize = 10;
+/// Bytes of an error message that the history keeps.
+const HISTORY_TEXT: usize = 1000;
+
+/// A change of a remote config's status.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigChange {
+    /// When it was reported.
+    pub at: Timestamp,
+    /// What was reported; of a long error message only the beginning.
+    pub status: RemoteConfigStatus,
 }
 
 /// A remote config that was sent and not yet reported as applied or failed.
@@ -172,6 +198,8 @@ pub struct Folded {
     pub state_changed: bool,
     /// A new effective config, to be stored.
     pub effective_config: Option<ConfigMap>,
+    /// What was said of available components.
+    pub components: Option<AvailableComponents>,
     /// The session that this entry's session took over from; its gateway should close it.
     pub superseded: Option<Session>,
     /// What happened, for logs, metrics and history.
@@ -285,6 +313,10 @@ impl Agent {
         if let Some(custom) = report.custom_capabilities {
             state.custom_capabilities = custom;
         }
+        if let Some(available) = report.available_components {
+            state.available_components = Some(available.hash.clone());
+            folded.components = Some(available);
+        }
         if let Some(effective) = report.effective_config {
             let digest = config_map_digest(&effective);
             if state.effective_config != Some(digest) {
@@ -329,7 +361,39 @@ impl AgentState {
             }
             _ => {}
         }
+        self.remember(status.clone(), at);
         self.remote_config = status;
+    }
+
+    fn remember(&mut self, mut status: RemoteConfigStatus, at: Timestamp) {
+        let end = status.error_message.floor_char_boundary(HISTORY_TEXT);
+        status.error_message.truncate(end);
+        self.remote_config_history.push(ConfigChange { at, status });
+        let surplus = self.remote_config_history.len().saturating_sub(HISTORY);
+        self.remote_config_history.drain(..surplus);
+    }
+
+    /// Takes over that an operator asked at this revision for another try: what is known of a failure is
+    /// forgotten, once for each asking. Returns whether anything changed.
+    pub fn set_retried(&mut self, asked: IntentRevision) -> bool {
+        if asked <= self.retried {
+            return false;
+        }
+        self.retried = asked;
+        self.failed = None;
+        self.offered = None;
+        if self.remote_config.status == ConfigStatus::Failed {
+            // Not reported yet, so that the same report is news when it comes again.
+            self.remote_config = RemoteConfigStatus::default();
+        }
+        true
+    }
+
+    /// Which list of components the agent speaks of.
+    pub fn components_key(&self, tenant: &Tenant) -> Option<ComponentsKey> {
+        let hash = self.available_components.clone()?;
+        let agent_type = self.description.as_ref().map(Description::agent_type).unwrap_or_default();
+        Some(ComponentsKey { tenant: tenant.clone(), agent_type: agent_type.to_owned(), hash })
     }
 
     /// Takes over what the agent should run now. A failure and an offer of another config are

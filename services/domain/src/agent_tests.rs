@@ -124,6 +124,53 @@ fn a_failed_hash_is_remembered_until_the_desired_one_changes() {
 }
 
 #[test]
+fn another_try_forgets_a_failure_once_for_each_asking() {
+    let mut agent = Agent::new(key(), Timestamp(1));
+    offer(&mut agent, 2, 100);
+    report(&mut agent, 110, status(Some(hash(2)), ConfigStatus::Failed));
+    assert!(agent.state.set_retried(IntentRevision(5)));
+    assert_eq!((&agent.state.failed, &agent.state.offered), (&None, &None));
+    assert_eq!(agent.state.remote_config, RemoteConfigStatus::default());
+    let again = report(&mut agent, 120, status(Some(hash(2)), ConfigStatus::Failed));
+    assert_eq!(again.events.len(), 1, "the same report is news again");
+    assert!(!agent.state.set_retried(IntentRevision(5)));
+    assert!(agent.state.failed.is_some());
+    report(&mut agent, 130, status(Some(hash(1)), ConfigStatus::Applied));
+    assert!(agent.state.set_retried(IntentRevision(6)));
+    assert_eq!(agent.state.remote_config.hash, Some(hash(1)), "what it runs stays known");
+}
+
+#[test]
+fn the_last_changes_of_the_status_are_kept() {
+    let mut agent = Agent::new(key(), Timestamp(1));
+    for at in 0..30 {
+        let of = if at % 2 == 0 { ConfigStatus::Applying } else { ConfigStatus::Failed };
+        report(&mut agent, at, status(Some(hash(1)), of));
+        report(&mut agent, at, status(Some(hash(1)), of));
+    }
+    let history = &agent.state.remote_config_history;
+    assert_eq!(history.len(), HISTORY);
+    assert_eq!(history.first().map(|change| change.at), Some(Timestamp(20)));
+    assert_eq!(history.last().map(|change| change.status.status), Some(ConfigStatus::Failed));
+}
+
+#[test]
+fn components_are_known_by_tenant_type_and_hash() {
+    let mut agent = Agent::new(key(), Timestamp(1));
+    let available = AvailableComponents { hash: "0a".to_owned(), components: None };
+    let folded =
+        report(&mut agent, 1, Report { available_components: Some(available.clone()), ..Report::default() });
+    assert_eq!(folded.components, Some(available));
+    let id = agent.state.components_key(&agent.key.tenant).unwrap();
+    assert_eq!((id.agent_type.as_str(), id.hash.as_str()), ("", "0a"));
+    let mut description = Description::default();
+    description.identifying.insert("service.name".to_owned(), "ö".repeat(200).into());
+    report(&mut agent, 2, Report { description: Some(description), ..Report::default() });
+    let id = agent.state.components_key(&agent.key.tenant).unwrap();
+    assert_eq!(id.agent_type, "ö".repeat(128));
+}
+
+#[test]
 fn a_status_without_a_hash_is_about_the_offer() {
     let mut agent = Agent::new(key(), Timestamp(1));
     offer(&mut agent, 2, 100);

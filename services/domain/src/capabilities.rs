@@ -40,6 +40,9 @@ impl AgentCapabilities {
     /// The agent reports the status of its remote config.
     pub const REPORTS_REMOTE_CONFIG: Self = Self(0x1000);
 
+    /// The agent reports the components that it can be configured with.
+    pub const REPORTS_AVAILABLE_COMPONENTS: Self = Self(0x4000);
+
     /// Whether all these bits are set.
     pub fn has(self, bits: Self) -> bool {
         self.0 & bits.0 == bits.0

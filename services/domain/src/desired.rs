@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::agent::Agent;
-use crate::ids::{ConfigHash, Digest, IntentRevision};
+use crate::ids::{ConfigHash, Digest, InstanceUid, IntentRevision};
 use crate::intent::{Assignment, Intent, TemplateRevision};
 use crate::selector::AgentSelector;
 use crate::template::{CompiledBody, CompiledFile, Slot, SlotSource, TypedValue};
@@ -67,6 +67,7 @@ pub struct Planner {
     /// Highest priority first.
     assignments: Vec<PlannedAssignment>,
     bodies: BTreeMap<Digest, CompiledBody>,
+    retries: BTreeMap<InstanceUid, IntentRevision>,
 }
 
 #[derive(Debug)]
@@ -110,12 +111,17 @@ impl Planner {
                 Some(plan_assignment(assignment, revision))
             })
             .collect();
-        Self { revision: intent.revision, assignments, bodies }
+        Self { revision: intent.revision, assignments, bodies, retries: intent.retries.clone() }
     }
 
     /// The intent's revision.
     pub fn revision(&self) -> IntentRevision {
         self.revision
+    }
+
+    /// The revision at which an operator last asked that this agent try again; zero if none did.
+    pub fn retry(&self, uid: InstanceUid) -> IntentRevision {
+        self.retries.get(&uid).copied().unwrap_or_default()
     }
 
     /// A compiled body that some assignment uses.

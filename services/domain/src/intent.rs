@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::ids::{Digest, IntentRevision, Timestamp};
+use crate::ids::{Digest, InstanceUid, IntentRevision, Timestamp};
 use crate::manifest::{AssignmentManifest, Document, Manifest, ManifestError, TemplateManifest};
 use crate::selector::AgentSelector;
 use crate::template::{CompiledTemplate, TypedValue, Variable, check_typed_values, check_values};
@@ -23,7 +23,13 @@ pub struct Intent {
     /// The revision below which nothing that an assignment gave may be offered any more, by its name.
     /// A floor outlives its assignment.
     pub floors: BTreeMap<String, IntentRevision>,
+    /// The revision at which another try of a failed config was last asked for, by agent. The oldest ones
+    /// are forgotten: agents have been decided on since.
+    pub retries: BTreeMap<InstanceUid, IntentRevision>,
 }
+
+/// Agents of a tenant whose [retries](Intent::retries) are kept at least.
+pub const MAX_RETRIES: usize = 10_000;
 
 /// An immutable version of a config template.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -115,6 +121,8 @@ pub struct IntentChange {
     pub assignments: Vec<Assignment>,
     /// Assignments whose floor rises to the new revision: what they gave before is superseded.
     pub floors: BTreeSet<String>,
+    /// Agents that are to try again what they could not apply.
+    pub retries: BTreeSet<InstanceUid>,
     /// What happens to each manifest's object, in the order of the manifests.
     pub outcomes: Vec<Outcome>,
 }
@@ -122,7 +130,7 @@ pub struct IntentChange {
 impl IntentChange {
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.templates.is_empty() && self.assignments.is_empty()
+        self.templates.is_empty() && self.assignments.is_empty() && self.retries.is_empty()
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::capabilities::AgentCapabilities;
-use crate::ids::{ConfigHash, Digest, Timestamp};
+use crate::ids::{ConfigHash, Digest, Tenant, Timestamp};
 
 /// Attributes by key. A value of any AnyValue kind stands as plain JSON: bytes as base64 text, a
 /// number that JSON does not have (NaN, infinities) as its name.
@@ -27,6 +27,8 @@ pub struct Report {
     pub remote_config: Option<RemoteConfigStatus>,
     /// AgentToServer.custom_capabilities.
     pub custom_capabilities: Option<Vec<String>>,
+    /// AgentToServer.available_components.
+    pub available_components: Option<AvailableComponents>,
 }
 
 /// What identifies an agent and what describes it (AgentDescription).
@@ -41,6 +43,13 @@ pub struct Description {
 }
 
 impl Description {
+    /// The agent's type (specification, "AgentDescription"): the beginning of a long one, empty where
+    /// it is not text.
+    pub fn agent_type(&self) -> &str {
+        let name = self.attribute("service.name").and_then(serde_json::Value::as_str).unwrap_or_default();
+        &name[..name.floor_char_boundary(256)]
+    }
+
     /// The attribute with this key; the identifying one where both have it.
     pub fn attribute(&self, key: &str) -> Option<&serde_json::Value> {
         self.identifying.get(key).or_else(|| self.non_identifying.get(key))
@@ -90,6 +99,41 @@ pub fn config_map_digest(map: &ConfigMap) -> Digest {
         map.iter()
             .flat_map(|(name, file)| [name.as_bytes(), file.content_type.as_bytes(), file.body.as_slice()]),
     )
+}
+
+/// What an agent says of the components it can be configured with (AvailableComponents).
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct AvailableComponents {
+    /// The agent's own hash of the list; bytes in hexadecimal. Empty if it gives none.
+    pub hash: String,
+    /// The list; absent while only the hash is told.
+    pub components: Option<Components>,
+}
+
+/// Components by name.
+pub type Components = BTreeMap<String, Component>;
+
+/// One component that an agent can be configured with (ComponentDetails).
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Component {
+    /// Facts about it, such as its version.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: Attributes,
+    /// Components inside it, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub components: Components,
+}
+
+/// Which list of components is meant. The hash is chosen by agents, so it is believed only among agents
+/// of one tenant and type.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ComponentsKey {
+    /// Tenant of the agents.
+    pub tenant: Tenant,
+    /// Type of the agents: their `service.name`; may be empty.
+    pub agent_type: String,
+    /// The agents' hash of the list, bytes in hexadecimal.
+    pub hash: String,
 }
 
 /// How far an agent is with a remote config (RemoteConfigStatuses).

@@ -269,6 +269,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
                 Order::RequestFullState(uid, session) => {
                     self.machine.request_full_state(uid, session, self.now());
                 }
+                Order::RequestComponents(uid, session) => self.machine.request_components(uid, session),
                 // In the place of the connection's own session before.
                 Order::Reclaim(uid, session) => {
                     if self.machine.session(uid) == Some(session) {

@@ -56,6 +56,12 @@ async fn handle(shared: &Shared, payload: Bytes) -> Result<(), String> {
             }
             Ok(())
         }
+        Some(Action::RequestComponents(request)) => {
+            for target in request.sessions {
+                put(shared, &tenant, &target, Order::RequestComponents)?;
+            }
+            Ok(())
+        }
         Some(Action::CloseSessions(close)) => {
             for target in close.sessions {
                 put(shared, &tenant, &target, |uid, session| {

@@ -37,6 +37,8 @@ pub(crate) enum Order {
     Offer(InstanceUid, Offer),
     /// Ask for full state.
     RequestFullState(InstanceUid, SessionId),
+    /// Ask for the list of available components.
+    RequestComponents(InstanceUid, SessionId),
     /// Claim the agent anew: ownership or the lease was lost.
     Reclaim(InstanceUid, SessionId),
     /// End the session.
@@ -72,6 +74,7 @@ struct Waiting {
     closed: bool,
     offers: BTreeMap<InstanceUid, Offer>,
     full_state: BTreeMap<InstanceUid, SessionId>,
+    components: BTreeMap<InstanceUid, SessionId>,
     reclaim: BTreeMap<InstanceUid, SessionId>,
     close: BTreeMap<InstanceUid, (SessionId, EndReason)>,
     /// As many as are asked at once, which is bounded.
@@ -93,6 +96,9 @@ impl Mailbox {
             }
             Order::RequestFullState(uid, session) => {
                 waiting.full_state.insert(uid, session);
+            }
+            Order::RequestComponents(uid, session) => {
+                waiting.components.insert(uid, session);
             }
             Order::Reclaim(uid, session) => {
                 waiting.reclaim.insert(uid, session);
@@ -139,8 +145,11 @@ impl Mailbox {
             let full =
                 waiting.full_state.into_iter().map(|(uid, session)| Order::RequestFullState(uid, session));
             let offers = waiting.offers.into_iter().map(|(uid, offer)| Order::Offer(uid, offer));
+            let components =
+                waiting.components.into_iter().map(|(uid, session)| Order::RequestComponents(uid, session));
             let reclaim = waiting.reclaim.into_iter().map(|(uid, session)| Order::Reclaim(uid, session));
-            let orders: Vec<_> = close.chain(probes).chain(full).chain(offers).chain(reclaim).collect();
+            let orders: Vec<_> =
+                close.chain(probes).chain(full).chain(offers).chain(components).chain(reclaim).collect();
             if !orders.is_empty() {
                 return orders;
             }

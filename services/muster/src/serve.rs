@@ -198,6 +198,7 @@ impl Server {
                 leases: Arc::clone(&engines.leases),
                 values: Arc::clone(&engines.values),
                 fold: as_fold(store),
+                components: as_components(store),
                 intent: as_intent(store),
                 clock: clock.clone(),
                 random: system_random(),
@@ -215,6 +216,7 @@ impl Server {
                 let engines = muster_api::Engines {
                     intent: as_intent(store),
                     fleet: as_fleet(store),
+                    components: as_components(store),
                     ownership: Arc::clone(&engines.ownership),
                     bus: Arc::clone(&engines.bus),
                     clock,
@@ -281,6 +283,10 @@ fn as_intent(store: &Arc<dyn Store>) -> Arc<dyn muster_ports::store::IntentStore
 }
 
 fn as_fleet(store: &Arc<dyn Store>) -> Arc<dyn muster_ports::store::FleetStore> {
+    Arc::clone(store) as _
+}
+
+fn as_components(store: &Arc<dyn Store>) -> Arc<dyn muster_ports::store::ComponentStore> {
     Arc::clone(store) as _
 }
 

@@ -244,9 +244,9 @@ Remote config
   failed     abcd
 
 Health
-  COMPONENT           HEALTHY   STATUS                   UP   LAST ERROR
-  agent               no        StatusRecoverableError   2h
-    pipeline:traces   no        -                        -    refused
+  COMPONENT           HEALTHY   STATUS                   SINCE   UP   LAST ERROR   ATTRIBUTES
+  agent               no        StatusRecoverableError   -       2h
+    pipeline:traces   no        -                        -       -    refused
 
 Effective config: (no name) (text/yaml)
   receivers:

@@ -429,6 +429,13 @@ impl Connection {
         self.ask(uid);
     }
 
+    /// Asks an agent for the list of its available components, if the session is there.
+    pub fn request_components(&mut self, uid: InstanceUid, session: SessionId) {
+        if self.session(uid) == Some(session) {
+            self.outputs.push_back(Output::Send(Reply::AskComponents { uid }));
+        }
+    }
+
     /// Whether an offer that was decided at this intent revision may be sent to this session; if so it
     /// counts as sent. Only the current session of an agent is sent offers, and none that is older
     /// than the one before.

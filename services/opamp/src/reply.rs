@@ -31,6 +31,11 @@ pub enum Reply {
         /// The message itself still carries the one that the agent used: some clients drop others.
         new_uid: Option<InstanceUid>,
     },
+    /// Asks for the list of available components (ServerToAgentFlags.ReportAvailableComponents).
+    AskComponents {
+        /// The agent.
+        uid: InstanceUid,
+    },
     /// The message is refused (ServerErrorResponseType.BadRequest).
     BadRequest {
         /// The agent, as far as it is known.
@@ -64,6 +69,11 @@ impl Reply {
                 flags: if *full_state { ServerToAgentFlags::ReportFullState as u64 } else { 0 },
                 agent_identification: new_uid
                     .map(|new_uid| AgentIdentification { new_instance_uid: new_uid.as_bytes().to_vec() }),
+                ..ServerToAgent::default()
+            },
+            Self::AskComponents { uid } => ServerToAgent {
+                instance_uid: uid.as_bytes().to_vec(),
+                flags: ServerToAgentFlags::ReportAvailableComponents as u64,
                 ..ServerToAgent::default()
             },
             Self::BadRequest { uid, reason } => {

@@ -5,7 +5,7 @@
 //! late) touches only its old row. Intent, labels among it, is the tenant's and holds in every cell.
 //! Who reads the fleet sees an agent once, as the cell has it in which its session started last.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use muster_domain::ids::{
     AgentKey, Cell, Incarnation, InstanceUid, IntentRevision, MessageId, Partition, Tenant, Timestamp,
 };
 use muster_domain::intent::{Intent, IntentChange};
-use muster_domain::report::ConfigMap;
+use muster_domain::report::{Components, ComponentsKey, ConfigMap};
 use muster_domain::selector::AgentSelector;
 use uuid::Uuid;
 
@@ -209,7 +209,32 @@ pub trait FleetStore: Send + Sync {
     async fn ping(&self) -> Result<(), EngineError>;
 }
 
-/// A store in all its aspects.
-pub trait Store: FoldStore + IntentStore + FleetStore {}
+/// Lists of components that agents can be configured with, each stored once for all agents that report
+/// its hash. What is stored here is a hint: agents choose the hashes.
+#[async_trait]
+pub trait ComponentStore: Send + Sync {
+    /// Those of these lists that are not stored. A list that was put before is seen.
+    async fn missing_components(
+        &self,
+        keys: &BTreeSet<ComponentsKey>,
+    ) -> Result<BTreeSet<ComponentsKey>, EngineError>;
 
-impl<T: FoldStore + IntentStore + FleetStore> Store for T {}
+    /// Stores lists, each in the place of the one with the same key. Of a tenant's lists the
+    /// [`MAX_COMPONENT_LISTS`] that changed last are kept.
+    async fn put_components(
+        &self,
+        lists: &BTreeMap<ComponentsKey, Components>,
+        now: Timestamp,
+    ) -> Result<(), EngineError>;
+
+    /// A list, if it is stored.
+    async fn components(&self, key: &ComponentsKey) -> Result<Option<Components>, EngineError>;
+}
+
+/// Lists of components that are kept of a tenant.
+pub const MAX_COMPONENT_LISTS: usize = 1000;
+
+/// A store in all its aspects.
+pub trait Store: FoldStore + IntentStore + FleetStore + ComponentStore {}
+
+impl<T: FoldStore + IntentStore + FleetStore + ComponentStore> Store for T {}

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use muster_domain::desired::Labels;
-use muster_domain::ids::{AgentKey, Digest, IntentRevision, Tenant, Timestamp};
-use muster_domain::intent::{Assignment, Intent, IntentChange, TemplateRevision};
+use muster_domain::ids::{AgentKey, Digest, InstanceUid, IntentRevision, Tenant, Timestamp};
+use muster_domain::intent::{Assignment, Intent, IntentChange, MAX_RETRIES, TemplateRevision};
 use muster_domain::selector::AgentSelector;
 use muster_domain::template::TypedValue;
 use muster_ports::EngineError;
@@ -15,7 +15,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{Connection as _, PgConnection, query};
 
 use super::error::failed;
-use super::rows::{Reading, signed, to_json};
+use super::rows::{Reading, limit, signed, to_json};
 use super::{INTENT_LOCKS, PostgresStore, call, intent_lock};
 
 /// What is stored of an assignment as JSON; the rest of it are columns.
@@ -99,6 +99,16 @@ async fn read(connection: &mut PgConnection, tenant: &Tenant) -> Result<Intent, 
         let reading = Reading::new(row, "floors");
         intent.floors.insert(reading.get("assignment")?, IntentRevision(reading.unsigned("revision")?));
     }
+    let retries = query("SELECT uid, revision FROM retries WHERE tenant = $1")
+        .bind(tenant.as_str())
+        .fetch_all(&mut *transaction)
+        .await
+        .map_err(failed("retries"))?;
+    for row in &retries {
+        let reading = Reading::new(row, "retries");
+        let uid = InstanceUid(reading.get("uid")?);
+        intent.retries.insert(uid, IntentRevision(reading.unsigned("revision")?));
+    }
     transaction.commit().await.map_err(failed("intents"))?;
     Ok(intent)
 }
@@ -117,6 +127,7 @@ async fn write(
     write_assignments(&mut transaction, tenant, &change.assignments).await?;
     let revision = raise_revision(&mut transaction, tenant).await?;
     raise_floors(&mut transaction, tenant, change, revision).await?;
+    ask_again(&mut transaction, tenant, change, revision).await?;
     transaction.commit().await.map_err(failed("intents"))?;
     Ok(revision)
 }
@@ -181,6 +192,39 @@ async fn raise_floors(
     .execute(connection)
     .await
     .map_err(failed("floors"))?;
+    Ok(())
+}
+
+/// Notes which agents are to try again, and forgets the oldest of such notes where there are too many;
+/// those of one revision go together.
+async fn ask_again(
+    connection: &mut PgConnection,
+    tenant: &Tenant,
+    change: &IntentChange,
+    revision: IntentRevision,
+) -> Result<(), EngineError> {
+    if change.retries.is_empty() {
+        return Ok(());
+    }
+    query(
+        "INSERT INTO retries (tenant, uid, revision) SELECT $1, uid, $3 FROM unnest($2::uuid[]) AS uid \
+         ON CONFLICT (tenant, uid) DO UPDATE SET revision = excluded.revision",
+    )
+    .bind(tenant.as_str())
+    .bind(change.retries.iter().map(|uid| uid.0).collect::<Vec<_>>())
+    .bind(signed(revision.0))
+    .execute(&mut *connection)
+    .await
+    .map_err(failed("retries"))?;
+    query(
+        "DELETE FROM retries WHERE tenant = $1 AND revision <= (SELECT revision FROM retries \
+         WHERE tenant = $1 ORDER BY revision DESC LIMIT 1 OFFSET $2)",
+    )
+    .bind(tenant.as_str())
+    .bind(limit(MAX_RETRIES))
+    .execute(connection)
+    .await
+    .map_err(failed("retries"))?;
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use muster_domain::desired::Labels;
 use muster_domain::ids::{AgentKey, Digest, IntentRevision, Tenant, Timestamp};
-use muster_domain::intent::{Assignment, Intent, IntentChange, TemplateRevision};
+use muster_domain::intent::{Assignment, Intent, IntentChange, MAX_RETRIES, TemplateRevision};
 use muster_domain::selector::AgentSelector;
 use muster_domain::template::TypedValue;
 use muster_ports::EngineError;
@@ -16,7 +16,7 @@ use sqlx::{SqliteConnection, query};
 
 use super::SqliteStore;
 use super::error::failed;
-use super::rows::{Reading, signed, to_json};
+use super::rows::{Reading, limit, signed, to_json};
 
 /// What is stored of an assignment as JSON; the rest of it are columns.
 #[derive(Serialize, Deserialize)]
@@ -78,6 +78,15 @@ impl IntentStore for SqliteStore {
             let reading = Reading::new(row, "floors");
             intent.floors.insert(reading.get("assignment")?, IntentRevision(reading.unsigned("revision")?));
         }
+        let retries = query("SELECT uid, revision FROM retries WHERE tenant = $1")
+            .bind(tenant.as_str())
+            .fetch_all(&mut *transaction)
+            .await
+            .map_err(failed("retries"))?;
+        for row in &retries {
+            let reading = Reading::new(row, "retries");
+            intent.retries.insert(reading.id("uid")?, IntentRevision(reading.unsigned("revision")?));
+        }
         transaction.commit().await.map_err(failed("intents"))?;
         Ok(intent)
     }
@@ -100,6 +109,7 @@ impl IntentStore for SqliteStore {
         for assignment in &change.floors {
             raise_floor(&mut transaction, tenant, assignment, revision).await?;
         }
+        ask_again(&mut transaction, tenant, change, revision).await?;
         transaction.commit().await.map_err(failed("intents"))?;
         Ok(revision)
     }
@@ -143,6 +153,38 @@ impl IntentStore for SqliteStore {
         };
         found.iter().map(label).collect::<Result<_, EngineError>>().map(Some)
     }
+}
+
+/// Notes which agents are to try again, and forgets the oldest of such notes where there are too many;
+/// those of one revision go together.
+async fn ask_again(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    change: &IntentChange,
+    revision: IntentRevision,
+) -> Result<(), EngineError> {
+    if change.retries.is_empty() {
+        return Ok(());
+    }
+    query(
+        "INSERT OR REPLACE INTO retries (tenant, uid, revision) SELECT $1, unhex(value, '-'), $3 FROM json_each($2)",
+    )
+    .bind(tenant.as_str())
+    .bind(to_json("retries", &change.retries)?)
+    .bind(signed(revision.0))
+    .execute(&mut *connection)
+    .await
+    .map_err(failed("retries"))?;
+    query(
+        "DELETE FROM retries WHERE tenant = $1 AND revision <= (SELECT revision FROM retries \
+         WHERE tenant = $1 ORDER BY revision DESC LIMIT 1 OFFSET $2)",
+    )
+    .bind(tenant.as_str())
+    .bind(limit(MAX_RETRIES))
+    .execute(connection)
+    .await
+    .map_err(failed("retries"))?;
+    Ok(())
 }
 
 /// Present revision of a tenant's intent; zero where there is none.

@@ -201,7 +201,9 @@ async fn a_stream_of_commits_does_not_hold_changes_up() {
     let workers = (0..16).map(|number| keep_busy(&store, number, &stop));
     let agent = keys_in(Partition::new(0).unwrap(), 1).remove(0);
     let changes = async {
-        sleep(Duration::from_millis(500)).await;
+        while store.agent(&agent).await.unwrap().is_none() {
+            sleep(Duration::from_millis(10)).await;
+        }
         let mut slowest = Duration::ZERO;
         for revision in 0..20 {
             let began = std::time::Instant::now();

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use muster_domain::agent::{Agent, AgentEvent, EndReason, Entry, Folded, Session};
+use muster_domain::capabilities::AgentCapabilities;
 use muster_domain::desired::{Desired, DesiredConfig, Planner};
 use muster_domain::ids::{AgentKey, ConfigHash, IntentRevision, Tenant, Timestamp};
 use muster_domain::intent::Intent;
 use muster_domain::reconcile::{Decision, Why, reconcile_agent};
+use muster_domain::report::{Components, ComponentsKey};
 use muster_ports::log::LogEntry;
 use muster_ports::store::{AgentWrite, Quarantined, StoredAgent};
 use tracing::{info, warn};
@@ -15,6 +17,7 @@ use tracing::{info, warn};
 use crate::Metrics;
 use crate::intents::Planners;
 use crate::offers::Outgoing;
+use crate::worker::components::Source;
 
 /// Agents that a transaction touches.
 pub(crate) struct Batch {
@@ -23,11 +26,20 @@ pub(crate) struct Batch {
     nothing: Arc<Planner>,
     agents: BTreeMap<AgentKey, Touched>,
     quarantined: Vec<Quarantined>,
+    lists: BTreeMap<ComponentsKey, Components>,
 }
 
 struct Touched {
     stored: StoredAgent,
     folded: Folded,
+    /// The agent told the hash of its components and not the list.
+    told_components: bool,
+}
+
+impl Touched {
+    fn new(stored: StoredAgent) -> Self {
+        Self { stored, folded: Folded::default(), told_components: false }
+    }
 }
 
 /// What is to be written, and what follows once it is.
@@ -37,6 +49,10 @@ pub(crate) struct Decided {
     pub(crate) writes: Vec<AgentWrite>,
     /// Entries that are passed over.
     pub(crate) quarantined: Vec<Quarantined>,
+    /// Lists of components that were reported.
+    pub(crate) lists: BTreeMap<ComponentsKey, Components>,
+    /// Lists of which only the hash was told, and who told it.
+    pub(crate) told_components: Vec<(ComponentsKey, Source)>,
     /// Intent revisions that the decisions rest on.
     pub(crate) decided_on: BTreeMap<Tenant, IntentRevision>,
     /// The agents as they are then.
@@ -64,7 +80,14 @@ impl Batch {
     /// A transaction that has touched nothing yet.
     pub(crate) fn new(now: Timestamp, planners: Arc<Planners>) -> Self {
         let nothing = Arc::new(Planner::new(&Intent::default()));
-        Self { now, planners, nothing, agents: BTreeMap::new(), quarantined: Vec::new() }
+        Self {
+            now,
+            planners,
+            nothing,
+            agents: BTreeMap::new(),
+            quarantined: Vec::new(),
+            lists: BTreeMap::new(),
+        }
     }
 
     /// The intent revision that a tenant's agents are decided on.
@@ -80,17 +103,23 @@ impl Batch {
     pub(crate) fn fold(&mut self, key: &AgentKey, stored: Option<&StoredAgent>, entry: Entry) {
         let new =
             || StoredAgent { agent: Agent::new(key.clone(), entry.received_at), labels: BTreeMap::new() };
-        let touched = self.agents.entry(key.clone()).or_insert_with(|| Touched {
-            stored: stored.cloned().unwrap_or_else(new),
-            folded: Folded::default(),
-        });
-        let folded = touched.stored.agent.fold(entry);
+        let touched = self
+            .agents
+            .entry(key.clone())
+            .or_insert_with(|| Touched::new(stored.cloned().unwrap_or_else(new)));
+        let mut folded = touched.stored.agent.fold(entry);
+        if let Some(available) = folded.components.take()
+            && let Some(id) = touched.stored.agent.state.components_key(&key.tenant)
+        {
+            touched.told_components = available.components.is_none();
+            self.lists.extend(available.components.map(|list| (id, list)));
+        }
         touched.add(folded);
     }
 
     /// Decides for an agent of which there is no news.
     pub(crate) fn look_at(&mut self, stored: &StoredAgent) {
-        let touched = Touched { stored: stored.clone(), folded: Folded::default() };
+        let touched = Touched::new(stored.clone());
         self.agents.entry(stored.agent.key.clone()).or_insert(touched);
     }
 
@@ -108,14 +137,18 @@ impl Batch {
 
     /// Ends the agent's session, whose gateway is gone.
     pub(crate) fn end_session(&mut self, stored: &StoredAgent) {
-        let mut touched = Touched { stored: stored.clone(), folded: Folded::default() };
+        let mut touched = Touched::new(stored.clone());
         touched.stored.agent.end_session(self.now, EndReason::GatewayLost, &mut touched.folded);
         self.agents.insert(stored.agent.key.clone(), touched);
     }
 
     /// Decides for every touched agent.
-    pub(crate) fn decide(self) -> Decided {
-        let mut decided = Decided { quarantined: self.quarantined.clone(), ..Decided::default() };
+    pub(crate) fn decide(mut self) -> Decided {
+        let mut decided = Decided {
+            quarantined: self.quarantined.clone(),
+            lists: std::mem::take(&mut self.lists),
+            ..Decided::default()
+        };
         let tenants: BTreeSet<_> = self.agents.keys().map(|key| key.tenant.clone()).collect();
         for tenant in tenants {
             let revision = self.revision(&tenant);
@@ -148,13 +181,20 @@ impl Touched {
 
 impl Decided {
     fn take(&mut self, key: AgentKey, touched: Touched, planner: &Planner, now: Timestamp) {
-        let Touched { stored: StoredAgent { mut agent, labels }, mut folded } = touched;
+        let Touched { stored: StoredAgent { mut agent, labels }, mut folded, told_components } = touched;
+        if told_components
+            && agent.state.capabilities.has(AgentCapabilities::REPORTS_AVAILABLE_COMPONENTS)
+            && let (Some(id), Some(session)) = (agent.state.components_key(&key.tenant), agent.live_session())
+        {
+            self.told_components.push((id, (key.clone(), session.id, session.gateway.clone())));
+        }
         let (config, held) = match planner.desired(&agent, &labels) {
             Desired::Nothing => (None, None),
             Desired::Held { reason } => (None, Some(reason)),
             Desired::Config(config) => (Some(config), None),
         };
         let hash: Option<ConfigHash> = config.as_ref().map(|config| config.hash.clone());
+        folded.state_changed |= agent.state.set_retried(planner.retry(key.uid));
         folded.state_changed |= agent.state.set_desired(hash, held);
         let due = match reconcile_agent(&agent, now) {
             Decision::Offer(offer) => {

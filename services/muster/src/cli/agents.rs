@@ -30,6 +30,12 @@ pub enum AgentsCommand {
         #[arg(value_name = "UID")]
         uid: String,
     },
+    /// Offer an agent again what it could not apply.
+    Retry {
+        /// The agent's instance_uid.
+        #[arg(value_name = "UID")]
+        uid: String,
+    },
     /// Set labels of an agent (key=value), or remove them (key-).
     Label {
         /// The agent's instance_uid.
@@ -54,6 +60,11 @@ impl AgentsCommand {
             Self::Get { uid } => {
                 let answer = client.get(&["agents", &check_uid(&uid)?], &[]).await?;
                 printer.print(answer, |answer| Ok(page(client.read(answer)?, OffsetDateTime::now_utc())))
+            }
+            Self::Retry { uid } => {
+                let path = ["agents", &check_uid(&uid)?, "retry"];
+                let answer = client.call(Method::POST, &path, &[], Body::Nothing).await?;
+                printer.print(answer, |_| Ok(format!("{uid} is offered its config again\n")))
             }
             Self::Label { uid, changes } => {
                 let (uid, patch) = (check_uid(&uid)?, patch(&changes)?);
@@ -121,6 +132,7 @@ struct Agent {
     labels: BTreeMap<String, String>,
     capabilities: Vec<String>,
     custom_capabilities: Vec<String>,
+    available_components: Option<AvailableComponents>,
     remote_config: RemoteConfig,
     effective_config: BTreeMap<String, File>,
     health: Option<Health>,
@@ -143,6 +155,30 @@ struct RemoteConfig {
     error_message: String,
     failed_hash: Option<String>,
     held: Option<String>,
+    history: Vec<ConfigChange>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct ConfigChange {
+    at: String,
+    hash: Option<String>,
+    status: String,
+    error_message: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct AvailableComponents {
+    hash: String,
+    components: Option<BTreeMap<String, Component>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Component {
+    metadata: BTreeMap<String, Value>,
+    components: BTreeMap<String, Component>,
 }
 
 #[derive(Deserialize, Default)]
@@ -160,6 +196,8 @@ struct Health {
     status: String,
     last_error: String,
     start_time: Option<String>,
+    status_time: Option<String>,
+    attributes: BTreeMap<String, Value>,
     components: BTreeMap<String, Health>,
 }
 
@@ -257,18 +295,55 @@ fn page(agent: Agent, now: OffsetDateTime) -> String {
                 ("failed", hash(&config.failed_hash)),
             ],
         );
+    if !config.history.is_empty() {
+        let row = |change: &ConfigChange| {
+            let at = age(Some(&change.at), now);
+            vec![at, change.status.clone(), hash(&change.hash), change.error_message.clone()]
+        };
+        let rows = config.history.iter().map(row);
+        page = page.part("Remote config history", &table(&["WHEN", "STATUS", "HASH", "ERROR"], rows));
+    }
     if let Some(health) = &agent.health {
         let mut rows = Vec::new();
         add_health(&mut rows, "agent", health, 0, now);
-        page = page.part("Health", &table(&["COMPONENT", "HEALTHY", "STATUS", "UP", "LAST ERROR"], rows));
+        let headings = ["COMPONENT", "HEALTHY", "STATUS", "SINCE", "UP", "LAST ERROR", "ATTRIBUTES"];
+        page = page.part("Health", &table(&headings, rows));
+    }
+    if let Some(available) = &agent.available_components {
+        page = page.part("Available components", &components(available));
     }
     for (name, file) in &agent.effective_config {
         let kind = file.encoding.as_ref().unwrap_or(&file.content_type);
         let kind = if kind.is_empty() { String::new() } else { format!(" ({kind})") };
         let name = if name.is_empty() { "(no name)" } else { name };
-        page = page.part(&format!("Effective config: {name}{kind}"), &file.body);
+        let body = if file.body.is_empty() { "(empty)" } else { &file.body };
+        page = page.part(&format!("Effective config: {name}{kind}"), body);
     }
     page.finish()
+}
+
+/// Attributes in one line.
+fn facts(attributes: &BTreeMap<String, Value>) -> String {
+    attributes.iter().map(|(key, value)| format!("{key}={}", plain(value))).collect::<Vec<_>>().join(" ")
+}
+
+fn components(available: &AvailableComponents) -> String {
+    match &available.components {
+        None => format!("The agent has not reported the list yet. Its hash: {}\n", available.hash),
+        Some(list) => {
+            let mut rows = Vec::new();
+            add_components(&mut rows, list, 0);
+            table(&["COMPONENT", "FACTS"], rows)
+        }
+    }
+}
+
+/// A row for each component, those inside one indented under it.
+fn add_components(rows: &mut Vec<Vec<String>>, list: &BTreeMap<String, Component>, depth: usize) {
+    for (name, component) in list {
+        rows.push(vec!["  ".repeat(depth) + name, facts(&component.metadata)]);
+        add_components(rows, &component.components, depth + 1);
+    }
 }
 
 /// A row for each part, those of a part indented under it.
@@ -277,8 +352,10 @@ fn add_health(rows: &mut Vec<Vec<String>>, name: &str, health: &Health, depth: u
         "  ".repeat(depth) + name,
         yes_or_no(Some(health.healthy)),
         or_dash(&health.status),
+        age(health.status_time.as_deref(), now),
         age(health.start_time.as_deref(), now),
         health.last_error.clone(),
+        facts(&health.attributes),
     ]);
     for (name, part) in &health.components {
         add_health(rows, name, part, depth + 1, now);

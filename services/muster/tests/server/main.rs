@@ -8,6 +8,7 @@ mod fleet;
 mod interop;
 mod large;
 mod path;
+mod reports;
 mod restart;
 
 use std::time::Duration;

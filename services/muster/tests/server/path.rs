@@ -52,7 +52,7 @@ async fn a_matching_agent_gets_its_config_and_shows_it() {
     assert_eq!(
         view["remote_config"],
         json!({"desired_hash": null, "reported_hash": null, "status": "UNSET", "error_message": "",
-               "failed_hash": null, "held": null})
+               "failed_hash": null, "held": null, "history": []})
     );
 
     // Changed values, then a changed template.

@@ -1,6 +1,7 @@
 //! The contract of [`crate::store`].
 
 mod build;
+mod components;
 mod fleet;
 mod fold;
 mod intent;
@@ -32,6 +33,7 @@ pub async fn all<S: Store>(make: impl AsyncFn() -> S) {
     intent::there_is_none_at_first(&make().await).await;
     intent::a_change_raises_the_revision_by_one(&make().await).await;
     intent::a_floor_rises_to_the_revision_of_its_change(&make().await).await;
+    intent::another_try_is_asked_for_at_the_revision_of_its_change(&make().await).await;
     intent::a_stale_plan_writes_nothing(&make().await).await;
     intent::one_of_two_changes_wins(&make().await).await;
     intent::an_empty_change_raises_nothing(&make().await).await;
@@ -42,6 +44,10 @@ pub async fn all<S: Store>(make: impl AsyncFn() -> S) {
     intent::an_unknown_agent_has_no_labels(&make().await).await;
     intent::a_label_moves_the_intent_under_plans_and_commits(&make().await).await;
     intent::tenants_are_apart(&make().await).await;
+
+    components::a_list_is_stored_once_a_hash(&make().await).await;
+    components::lists_of_other_tenants_and_types_are_others(&make().await).await;
+    components::the_lists_that_changed_last_are_kept(&make().await).await;
 
     fleet::an_agent_is_read_with_all_its_parts(&make().await).await;
     fleet::a_tenant_is_paged_in_order_of_uids(&make().await).await;

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use muster_domain::agent::{Agent, AgentState, EndReason, FailedConfig, Offered, Session, Transport};
+use muster_domain::agent::{
+    Agent, AgentState, ConfigChange, EndReason, FailedConfig, Offered, Session, Transport,
+};
 use muster_domain::capabilities::AgentCapabilities;
 use muster_domain::ids::{
-    AgentKey, Cell, Claim, ConfigHash, Digest, GatewayId, Incarnation, InstanceUid, MessageId, Partition,
-    SessionId, Tenant, Timestamp,
+    AgentKey, Cell, Claim, ConfigHash, Digest, GatewayId, Incarnation, InstanceUid, IntentRevision,
+    MessageId, Partition, SessionId, Tenant, Timestamp,
 };
 use muster_domain::report::{
     Attributes, ConfigFile, ConfigMap, ConfigStatus, Description, Health, RemoteConfigStatus,
@@ -77,7 +79,7 @@ pub(super) fn rich_agent(key: &AgentKey) -> Agent {
 pub(super) const TEXT: &str =
     "Grüße, \u{1f980} \u{0}nul 'quote' \"double\" \\back\r\n\ttab null NULL %s {{.x}} \u{fffd}";
 
-fn rich_attributes() -> Attributes {
+pub(super) fn rich_attributes() -> Attributes {
     let nested: Attributes = [("inner".to_owned(), vec![1, 2].into())].into();
     [
         ("service.name", TEXT.into()),
@@ -113,6 +115,11 @@ fn rich_health(depth: u32) -> Health {
 
 fn rich_state() -> AgentState {
     let hash = |byte: u8, len: usize| ConfigHash::new(&vec![byte; len]).unwrap();
+    let failed = RemoteConfigStatus {
+        hash: Some(hash(0, 1)),
+        status: ConfigStatus::Failed,
+        error_message: TEXT.to_owned(),
+    };
     AgentState {
         first_seen: NOW,
         last_report: Timestamp(u64::MAX),
@@ -121,11 +128,7 @@ fn rich_state() -> AgentState {
         capabilities: AgentCapabilities(u64::MAX),
         health: Some(rich_health(2)),
         custom_capabilities: vec!["com.example.pause".to_owned(), TEXT.to_owned()],
-        remote_config: RemoteConfigStatus {
-            hash: Some(hash(0, 1)),
-            status: ConfigStatus::Failed,
-            error_message: TEXT.to_owned(),
-        },
+        remote_config: failed.clone(),
         effective_config: Some(Digest([7; 32])),
         desired: Some(hash(0xff, ConfigHash::MAX)),
         held: Some(TEXT.to_owned()),
@@ -137,6 +140,9 @@ fn rich_state() -> AgentState {
             next_at: NOW,
         }),
         failed: Some(FailedConfig { hash: hash(3, 32), error_message: TEXT.to_owned(), at: NOW }),
+        retried: IntentRevision(u64::MAX),
+        remote_config_history: vec![ConfigChange { at: NOW, status: failed }],
+        available_components: Some(TEXT.to_owned()),
     }
 }
 

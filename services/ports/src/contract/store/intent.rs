@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use muster_domain::desired::Labels;
 use muster_domain::ids::{AgentKey, Digest, IntentRevision, Partition, Timestamp};
-use muster_domain::intent::{Assignment, Intent, IntentChange, TemplateRevision};
+use muster_domain::intent::{Assignment, Intent, IntentChange, MAX_RETRIES, TemplateRevision};
 use muster_domain::selector::AgentSelector;
 use muster_domain::template::{
     CompiledBody, CompiledFile, CompiledTemplate, Segment, Slot, SlotEncoding, SlotSource, TypedValue,
@@ -138,6 +138,7 @@ pub(super) async fn a_change_raises_the_revision_by_one(store: &dyn Store) {
         ]),
         assignments: BTreeMap::from([("everyone".to_owned(), assignment("everyone", "t"))]),
         floors: BTreeMap::new(),
+        retries: BTreeMap::new(),
     };
     assert_eq!(store.intent(&tenant("default")).await.unwrap(), expected);
     let template_only = IntentChange {
@@ -166,6 +167,29 @@ pub(super) async fn a_floor_rises_to_the_revision_of_its_change(store: &dyn Stor
     let expected = [("a".to_owned(), IntentRevision(3)), ("größe".to_owned(), IntentRevision(2))];
     assert_eq!(floors().await, BTreeMap::from(expected));
     assert_eq!(store.intent(&tenant("other")).await.unwrap().floors, BTreeMap::new());
+}
+
+pub(super) async fn another_try_is_asked_for_at_the_revision_of_its_change(store: &dyn Store) {
+    let uid = |number: u128| key(number).uid;
+    let asking = |planned_on, uids: &[u128]| IntentChange {
+        planned_on: IntentRevision(planned_on),
+        retries: uids.iter().map(|number| uid(*number)).collect(),
+        ..IntentChange::default()
+    };
+    let retries = async || store.intent(&tenant("default")).await.unwrap().retries;
+    assert_eq!(store.change(&tenant("default"), &asking(0, &[1, 2])).await.unwrap(), IntentRevision(1));
+    store.change(&tenant("default"), &asking(1, &[2])).await.unwrap();
+    store.change(&tenant("default"), &asking(1, &[1])).await.unwrap_err();
+    let expected = BTreeMap::from([(uid(1), IntentRevision(1)), (uid(2), IntentRevision(2))]);
+    assert_eq!(retries().await, expected);
+    assert_eq!(store.intent(&tenant("other")).await.unwrap().retries, BTreeMap::new());
+    // Where there are too many, the oldest are forgotten, those of one revision together.
+    let many: Vec<_> = (100..100 + MAX_RETRIES as u128).collect();
+    store.change(&tenant("default"), &asking(2, &many)).await.unwrap();
+    let left = retries().await;
+    assert_eq!((left.len(), left.contains_key(&uid(2))), (MAX_RETRIES, false));
+    store.change(&tenant("default"), &asking(3, &[3])).await.unwrap();
+    assert_eq!(retries().await, BTreeMap::from([(uid(3), IntentRevision(4))]));
 }
 
 pub(super) async fn a_stale_plan_writes_nothing(store: &dyn Store) {
