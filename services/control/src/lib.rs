@@ -18,7 +18,9 @@ mod worker;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_domain::ids::Cell;
+use bytes::Bytes;
+use muster_domain::agent::Entry;
+use muster_domain::ids::{AgentKey, Cell};
 use muster_ports::blobs::Blobs;
 use muster_ports::bus::{Bus, Subject};
 use muster_ports::kv::KeyValue;
@@ -133,6 +135,15 @@ impl Shared {
     fn spawn(&self, tracker: &TaskTracker, work: impl Future<Output = ()> + Send + 'static) {
         self.engines.spawner.spawn(tracker.track_future(work));
     }
+}
+
+/// Reads one entry of the log as workers do, but for a report that is a blob.
+///
+/// # Errors
+/// Why it cannot be folded, for people.
+pub fn read_entry(payload: Bytes) -> Result<(AgentKey, Entry), String> {
+    let read = decode::envelope(payload).map_err(|error| error.to_string())?;
+    Ok((read.key, read.entry))
 }
 
 /// Works until `stop` is cancelled, then finishes what is begun and returns.

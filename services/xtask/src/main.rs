@@ -1,6 +1,7 @@
-//! Developer commands: `cargo xtask setup | test | lint | tidy | cluster | faults | bench`.
+//! Developer commands: `cargo xtask setup | test | lint | tidy | cluster | faults | fuzz | bench`.
 
 mod cluster;
+mod fuzz;
 mod lint;
 mod process;
 mod setup;
@@ -32,6 +33,8 @@ enum Xtask {
     Cluster(cluster::Args),
     /// Break a cluster under load, and check that nothing is lost.
     Faults(cluster::Args),
+    /// Try generated inputs on every way in, led by coverage (cargo-fuzz).
+    Fuzz(fuzz::Args),
     /// Measure beside the goals: `bench --quick`.
     Bench(cluster::Args),
 }
@@ -56,6 +59,7 @@ fn run(command: Xtask) -> Result<ExitCode> {
         Xtask::Tidy => Ok(exit_code(tidy::run(root)?)),
         Xtask::Cluster(args) => cluster::run("cluster", &args),
         Xtask::Faults(args) => cluster::run("faults", &args),
+        Xtask::Fuzz(args) => fuzz::run(&args),
         Xtask::Bench(args) => cluster::run("bench", &args),
     }
 }

@@ -57,7 +57,7 @@ pub(crate) fn run(root: &Path) -> Result<bool> {
 
     let mut findings = workspace.check();
     findings.extend(workspace.manifests().filter_map(lints::check));
-    findings.extend(reached::check(&sources, &workspace.roots()));
+    findings.extend(reached::check(&sources, &roots(&workspace, &files)));
     findings.extend(pages.iter().flat_map(|page| links::check(page, &files)));
     for source in &sources {
         findings.extend(header::check(source));
@@ -73,6 +73,12 @@ pub(crate) fn run(root: &Path) -> Result<bool> {
         count => println!("tidy: {count} findings"),
     }
     Ok(findings.is_empty())
+}
+
+/// The files where compilers start; those of cargo-fuzz are not of the workspace.
+fn roots(workspace: &dependencies::Workspace, files: &BTreeSet<String>) -> Vec<String> {
+    let targets = files.iter().filter(|path| path.starts_with("fuzz/targets/") && path.ends_with(".rs"));
+    workspace.roots().into_iter().chain(targets.cloned()).collect()
 }
 
 /// Every file that is or would be committed.

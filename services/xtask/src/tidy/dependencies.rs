@@ -40,6 +40,7 @@ const RULES: &[Rule] = &[
     any("muster-api", &[DRIVERS, ADAPTERS, &["muster-gateway", "muster-control", "muster-opamp"]]),
     any("muster", &[]),
     any("muster-sim", &[DRIVERS]),
+    any("muster-fuzzing", &[DRIVERS, ADAPTERS]),
     any("muster-fleet", &[ADAPTERS, ROLES]),
     any("muster-testkit", &[ADAPTERS, ROLES]),
     any("muster-loadtest", &[ADAPTERS, ROLES]),
