@@ -25,6 +25,7 @@ mod api;
 mod cli;
 pub mod engines;
 mod eventually;
+pub mod fakes;
 mod go;
 mod go_agent;
 pub mod messages;

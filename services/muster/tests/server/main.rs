@@ -8,6 +8,7 @@ mod fleet;
 mod interop;
 mod large;
 mod path;
+mod quirks;
 mod reports;
 mod restart;
 
