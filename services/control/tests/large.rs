@@ -116,6 +116,7 @@ impl Cluster {
             leases: Arc::new(MemoryKeyValue::new(Some(LEASE_TTL))),
             values: Arc::new(MemoryKeyValue::new(None)),
             fold: self.store.clone(),
+            components: self.store.clone(),
             intent: self.store.clone(),
             clock: Arc::new(move || Timestamp(clock.fetch_add(1, Ordering::Relaxed))),
             random: Random::new(|| Uuid::now_v7().as_u64_pair().1),

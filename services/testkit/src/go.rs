@@ -8,7 +8,7 @@ use tokio::process::Command;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
-use crate::go_agent::GoAgentBuilder;
+use crate::client_agent::ClientAgentBuilder;
 use crate::skip::{path_directories, skip, target_directory};
 
 const LONGEST_BUILD: Duration = Duration::from_secs(300);
@@ -37,10 +37,10 @@ pub fn go_or_skip() -> Option<Go> {
 
 impl Go {
     /// The opamp-go agent, built once in a test process.
-    pub async fn agent(&self) -> GoAgentBuilder {
+    pub async fn agent(&self) -> ClientAgentBuilder {
         static AGENT: OnceCell<PathBuf> = OnceCell::const_new();
         let program = AGENT.get_or_init(|| self.build("opampagent")).await;
-        GoAgentBuilder::new(program.clone())
+        ClientAgentBuilder::new(program.clone())
     }
 
     /// Builds a command of the interop module. Go's cache makes all but the first time short.

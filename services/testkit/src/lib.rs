@@ -1,5 +1,5 @@
 //! Real servers and real clients for tests: Muster as a process on ports of its own, the [`engines`] of
-//! a cluster, agents that a test drives by hand, and the opamp-go client.
+//! a cluster, agents that a test drives by hand, and agents on real clients.
 //!
 //! Everything here is for tests: what goes wrong ends the test with a message that says what was
 //! waited for and what the process said. Every wait has a deadline.
@@ -23,29 +23,31 @@
 
 mod api;
 mod cli;
+mod client_agent;
 pub mod engines;
 mod eventually;
 pub mod fakes;
 mod go;
-mod go_agent;
 pub mod messages;
 mod metrics;
 mod muster;
 mod output;
 mod ports;
 mod raw_agent;
+mod scripts;
 mod signal;
 mod skip;
 
 pub use api::{Api, ApiError};
 pub use cli::CliOutput;
+pub use client_agent::{ClientAgent, ClientAgentBuilder};
 pub use eventually::{eventually, try_eventually};
 pub use go::{Go, go_or_skip};
-pub use go_agent::{GoAgent, GoAgentBuilder};
 pub use metrics::Metrics;
 pub use muster::{Muster, MusterBuilder, StartError};
 pub use ports::free_ports;
 pub use raw_agent::{RawAgent, Refusal};
+pub use scripts::{node_or_skip, python_or_skip};
 
 use std::time::Duration;
 

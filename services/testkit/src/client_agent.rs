@@ -1,4 +1,4 @@
-//! An agent made of the opamp-go client, as a process; `loadtest/interop` describes it.
+//! An agent made of a real client, as a process; `loadtest/interop` describes how it is driven.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -14,17 +14,25 @@ use crate::DEADLINE;
 use crate::output::Output;
 use crate::signal;
 
-/// What an opamp-go agent is started with.
+/// What an agent on a real client is started with. Not every client has everything.
 #[derive(Clone, Debug)]
-pub struct GoAgentBuilder {
+pub struct ClientAgentBuilder {
     program: PathBuf,
+    environment: Vec<(&'static str, PathBuf)>,
+    /// What the program runs, where it is an interpreter.
+    script: Option<PathBuf>,
     uid: Uuid,
     arguments: Vec<String>,
 }
 
-impl GoAgentBuilder {
+impl ClientAgentBuilder {
     pub(crate) fn new(program: PathBuf) -> Self {
-        Self { program, uid: Uuid::now_v7(), arguments: Vec::new() }
+        Self { program, environment: Vec::new(), script: None, uid: Uuid::now_v7(), arguments: Vec::new() }
+    }
+
+    /// Runs this script with the program.
+    pub(crate) fn script(self, script: PathBuf, environment: Vec<(&'static str, PathBuf)>) -> Self {
+        Self { script: Some(script), environment, ..self }
     }
 
     /// Its instance_uid; a new one by default.
@@ -75,9 +83,10 @@ impl GoAgentBuilder {
     }
 
     /// Starts the agent. It connects by itself, over HTTP if the address begins with `http://`.
-    pub fn start(self, server: &str) -> GoAgent {
+    pub fn start(self, server: &str) -> ClientAgent {
         let transport = if server.starts_with("http") { "http" } else { "ws" };
         let mut command = Command::new(&self.program);
+        command.envs(self.environment).args(self.script);
         command.args(["--server", server, "--transport", transport, "--uid", &self.uid.to_string()]);
         command.args(&self.arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
@@ -86,13 +95,13 @@ impl GoAgentBuilder {
         stdout.read(child.stdout.take().expect("a piped stream"));
         stderr.read(child.stderr.take().expect("a piped stream"));
         let stdin = child.stdin.take();
-        GoAgent { uid: self.uid, child, stdin, stdout, stderr, seen: 0 }
+        ClientAgent { uid: self.uid, child, stdin, stdout, stderr, seen: 0 }
     }
 }
 
-/// An opamp-go agent in a process of its own, killed when this is dropped.
+/// An agent on a real client in a process of its own, killed when this is dropped.
 #[derive(Debug)]
-pub struct GoAgent {
+pub struct ClientAgent {
     uid: Uuid,
     child: Child,
     stdin: Option<ChildStdin>,
@@ -102,7 +111,7 @@ pub struct GoAgent {
     seen: usize,
 }
 
-impl GoAgent {
+impl ClientAgent {
     /// The instance_uid that it started with.
     pub fn uid(&self) -> Uuid {
         self.uid
