@@ -1,6 +1,7 @@
 //! The programs outside Cargo that the tests need: found, installed, or named with the way to get them.
 
 mod apt;
+mod clients;
 mod go;
 
 use std::env;
@@ -12,6 +13,7 @@ use anyhow::{Context, Result};
 
 use crate::process;
 use apt::Apt;
+use clients::CLIENTS;
 
 /// One program, as a row of the table below.
 struct Tool {
@@ -159,6 +161,22 @@ pub(crate) fn run(mode: Mode) -> Result<Setup> {
                 println!("{:<14}{what}{}: {}", tool.name, lacking.remark(), tool.purpose);
                 println!("{:<14}to mend it: {}", "", tool.advice);
             }
+        }
+    }
+    for client in CLIENTS {
+        let mut word = "found";
+        let mut found = client.is_installed();
+        if !found && (ci || mode == Mode::Full) {
+            word = "installed";
+            found = client.install(&mut apt)?;
+        }
+        if !found {
+            complete &= !ci;
+            let what = if ci { "missing" } else { "missing (optional)" };
+            println!("{:<14}{what}: without it the tests with that client are skipped", client.name);
+            println!("{:<14}to mend it: {}", "", client.advice);
+        } else if mode == Mode::Full || word == "installed" {
+            println!("{:<14}{word}", client.name);
         }
     }
     extra.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
