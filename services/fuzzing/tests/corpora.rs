@@ -1,5 +1,6 @@
 //! Every way in over its corpus and over inputs made from it. More of them with
 //! `MUSTER_FUZZ_INPUTS=1000000`, others with `MUSTER_FUZZ_SEED=2`.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests end with their panics")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;

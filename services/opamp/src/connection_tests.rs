@@ -1,7 +1,7 @@
 //! The session machine, driven by hand and by random input.
 
 use muster_proto::Message;
-use muster_proto::opamp::{AgentDescription, AgentDisconnect, AgentToServer};
+use muster_proto::opamp::{AgentDescription, AgentDisconnect, AgentToServer, CustomCapabilities};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -59,6 +59,7 @@ fn words(connection: &mut Connection) -> Vec<String> {
             let words = [flag(first, "first"), flag(full_state, "ask"), flag(new_uid.is_some(), "new_uid")];
             format!("answer{}", words.concat())
         }
+        Output::Send(Reply::AskComponents { .. }) => "ask components".to_owned(),
         Output::Send(Reply::BadRequest { reason, .. } | Reply::Unavailable { reason, .. }) => {
             format!("error: {reason}")
         }
@@ -100,6 +101,30 @@ fn a_heartbeat_is_answered_without_the_log() {
     assert_eq!(words(&mut connection), ["settled None", "answer"], "an unnumbered heartbeat is no gap");
     connection.frame(&frame(&heartbeat(1, 2)), NOW);
     assert_eq!(words(&mut connection), ["settled Some(2)", "answer"]);
+}
+
+#[test]
+fn the_list_of_components_is_asked_of_the_session_that_is_there() {
+    let mut connection = in_sync();
+    connection.request_components(uid(1), SessionId(Uuid::from_u128(1)));
+    assert_eq!(words(&mut connection), ["ask components"]);
+    connection.request_components(uid(1), SessionId(Uuid::from_u128(2)));
+    connection.request_components(uid(2), SessionId(Uuid::from_u128(1)));
+    assert_eq!(words(&mut connection), [""; 0]);
+}
+
+#[test]
+fn a_report_over_a_limit_is_refused_and_mended_by_full_state() {
+    let mut connection = in_sync();
+    let name = "x".repeat(crate::bounds::MAX_NAME + 1);
+    let custom = CustomCapabilities { capabilities: vec![name] };
+    let large = AgentToServer { custom_capabilities: Some(custom), ..heartbeat(1, 1) };
+    connection.frame(&frame(&large), NOW);
+    let refused = outputs(&mut connection);
+    let reason = "custom_capabilities.capabilities: has 513 bytes, at most 512 are taken".to_owned();
+    assert_eq!(refused, [Output::Send(Reply::BadRequest { uid: Some(uid(1)), reason })]);
+    connection.frame(&frame(&heartbeat(1, 2)), NOW);
+    assert_eq!(words(&mut connection), ["settled None", "answer ask"]);
 }
 
 #[test]

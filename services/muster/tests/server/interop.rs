@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use muster_testkit::messages::new_uid;
-use muster_testkit::{ClientAgentBuilder, go_or_skip, node_or_skip, python_or_skip};
+use muster_testkit::go_or_skip;
 use serde_json::json;
 
 use crate::{QUIET, agent_has, apply, assignment, server, template};
@@ -56,53 +55,4 @@ async fn an_opamp_go_agent_is_managed_end_to_end() {
     blue.disconnect().await;
     red.disconnect().await;
     muster.assert_no_errors();
-}
-
-/// A client that polls is connected, gets its config, says how that went, and is shown.
-async fn is_managed_over_http(client: ClientAgentBuilder, reports_effective_config: bool) {
-    let muster = server().await;
-    let quick = client.heartbeat(Duration::from_millis(200)).attr("service.name", "shop");
-    let blue = quick.clone().attr("team", "blue").reject("poison");
-    let mut blue = blue.start(&muster.opamp_http_url());
-    let mut red = quick.uid(new_uid()).attr("team", "red").start(&muster.opamp_http_url());
-    blue.wait("connected").await;
-    red.wait("connected").await;
-    let view = agent_has(&muster, blue.uid(), "/session/transport", "http").await;
-    assert_eq!(view["attributes"]["identifying"]["service.name"], "shop");
-    agent_has(&muster, red.uid(), "/connected", true).await;
-
-    apply(&muster, &[&template("v1", "10s"), &assignment("one:4317")]).await;
-    let event = blue.wait("remote_config").await;
-    blue.wait("applied").await;
-    let view = agent_has(&muster, blue.uid(), "/remote_config/status", "APPLIED").await;
-    assert_eq!(view["remote_config"]["reported_hash"], event["hash"]);
-    if reports_effective_config {
-        let shown = &event["files"]["base"]["body"];
-        agent_has(&muster, blue.uid(), "/effective_config/base/body", shown.clone()).await;
-    }
-
-    apply(&muster, &[&assignment("poison:4317")]).await;
-    let failed = blue.wait("failed").await;
-    agent_has(&muster, blue.uid(), "/remote_config/failed_hash", failed["hash"].clone()).await;
-    assert_eq!(blue.wait_within("remote_config", Duration::from_secs(2)).await, None);
-    apply(&muster, &[&assignment("two:4317")]).await;
-    blue.wait("applied").await;
-    agent_has(&muster, blue.uid(), "/remote_config/status", "APPLIED").await;
-
-    assert!(red.events().iter().all(|event| event["event"] != "remote_config"), "{:?}", red.events());
-    blue.disconnect().await;
-    red.disconnect().await;
-    muster.assert_no_errors();
-}
-
-#[tokio::test]
-async fn the_python_client_is_managed_end_to_end() {
-    let Some(python) = python_or_skip() else { return };
-    is_managed_over_http(python, true).await;
-}
-
-#[tokio::test]
-async fn the_node_client_is_managed_end_to_end() {
-    let Some(node) = node_or_skip() else { return };
-    is_managed_over_http(node, false).await;
 }

@@ -12,7 +12,7 @@ pub(super) const MOST_FIELDS: usize = 15;
 /// No bound but that of the whole message.
 const ANY: usize = usize::MAX;
 
-/// A kind of message.
+/// A kind of message: its fields in the order of their numbers, from 1 without a gap.
 pub(super) struct Shape(&'static [Field]);
 
 /// A field of a message.
@@ -48,15 +48,20 @@ impl Shape {
         number: u32,
         seen: &'a mut [(usize, usize); MOST_FIELDS],
     ) -> Option<(&'static Field, (&'a mut usize, &'a mut usize))> {
-        let at = self.0.iter().position(|field| field.number == number)?;
-        let (count, bytes) = seen.get_mut(at)?;
-        Some((&self.0[at], (count, bytes)))
+        let field = self.find(number)?;
+        let (count, bytes) = seen.get_mut(at(number))?;
+        Some((field, (count, bytes)))
     }
 
     /// The field with this number.
     pub(super) fn find(&self, number: u32) -> Option<&'static Field> {
-        self.0.iter().find(|field| field.number == number)
+        self.0.get(at(number)).filter(|field| field.number == number)
     }
+}
+
+/// Where the field with this number stands.
+fn at(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX).wrapping_sub(1)
 }
 
 const fn number(number: u32, name: &'static str) -> Field {

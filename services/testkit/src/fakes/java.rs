@@ -65,7 +65,7 @@ impl Java {
     /// told to wait is returned beside.
     pub async fn hear(&mut self) -> (ServerToAgent, Option<Duration>) {
         let message = self.link.hear().await;
-        let details = message.error_response.as_ref().and_then(|error| error.details.clone());
+        let details = message.error_response.as_ref().and_then(|error| error.details);
         let wait = details.map(|Details::RetryInfo(info)| Duration::from_nanos(info.retry_after_nanoseconds));
         if wait.is_some() {
             self.link.socket.close(1000).await;

@@ -49,7 +49,7 @@ impl Client {
             let kept = fs::read(kept(&tools, pin)).ok();
             kept.is_some() && kept == fs::read(pin).ok()
         };
-        tools.join(self.installed).exists() && self.pins.iter().all(|pin| same(pin))
+        tools.join(self.installed).exists() && self.pins.iter().all(same)
     }
 
     /// Installs it; whether it is there then.
