@@ -6,9 +6,10 @@ use std::sync::Mutex;
 
 use async_trait::async_trait;
 use muster_domain::agent::Agent;
+use muster_domain::command::{Command, CommandState, Status};
 use muster_domain::desired::{Labels, matches};
 use muster_domain::ids::{
-    AgentKey, Cell, Incarnation, InstanceUid, IntentRevision, Partition, Tenant, Timestamp,
+    AgentKey, Cell, CommandId, Incarnation, InstanceUid, IntentRevision, Partition, Tenant, Timestamp,
 };
 use muster_domain::intent::{Intent, IntentChange, MAX_RETRIES};
 use muster_domain::report::{Components, ComponentsKey, ConfigMap};
@@ -16,8 +17,8 @@ use muster_domain::selector::AgentSelector;
 use muster_ports::EngineError;
 use muster_ports::log::Position;
 use muster_ports::store::{
-    AgentWrite, Commit, CommitError, ComponentStore, FleetStore, FoldStore, IntentError, IntentStore,
-    MAX_COMPONENT_LISTS, PartitionRow, Quarantined, StoredAgent,
+    AgentWrite, CommandStore, Commit, CommitError, ComponentStore, FleetStore, FoldStore, IntentError,
+    IntentStore, MAX_COMPONENT_LISTS, PartitionRow, Quarantined, QueueError, QueuedCommand, StoredAgent,
 };
 use uuid::Uuid;
 
@@ -39,6 +40,7 @@ struct Tables {
     quarantined: Vec<Quarantined>,
     labels: BTreeMap<AgentKey, Labels>,
     intents: BTreeMap<Tenant, Intent>,
+    commands: BTreeMap<CommandId, Command>,
     cluster: Option<Uuid>,
     components: BTreeMap<ComponentsKey, (Timestamp, Components)>,
 }
@@ -170,6 +172,13 @@ impl FoldStore for MemoryStore {
         {
             return Err(CommitError::IntentMoved(tenant.clone()));
         }
+        let is_queued = |tenant: &Tenant, id| {
+            let found = tables.commands.get(id).filter(|command| command.key.tenant == *tenant);
+            found.is_some_and(|command| command.state.status == Status::Queued)
+        };
+        if let Some(moved) = commit.commands.iter().find(|settled| !is_queued(&settled.tenant, &settled.id)) {
+            return Err(CommitError::CommandMoved(moved.id));
+        }
         let (epoch, position, message) = commit.progress;
         let row = PartitionRow { epoch, position, message, generation: commit.generation + 1 };
         tables.partitions.insert(home.clone(), row);
@@ -177,6 +186,11 @@ impl FoldStore for MemoryStore {
             tables.write(home.clone(), write);
         }
         tables.quarantined.extend(commit.quarantined);
+        for settled in commit.commands {
+            if let Some(command) = tables.commands.get_mut(&settled.id) {
+                command.state = settled.state;
+            }
+        }
         Ok(row)
     }
 }
@@ -323,5 +337,59 @@ impl FleetStore for MemoryStore {
 
     async fn ping(&self) -> Result<(), EngineError> {
         Ok(())
+    }
+}
+
+#[async_trait]
+impl CommandStore for MemoryStore {
+    async fn queue(&self, tenant: &Tenant, commands: &[Command], most: usize) -> Result<(), QueueError> {
+        let mut tables = lock(&self.tables);
+        let new: Vec<_> =
+            commands.iter().filter(|command| !tables.commands.contains_key(&command.id)).collect();
+        let is_queued =
+            |command: &&Command| command.key.tenant == *tenant && command.state.status == Status::Queued;
+        let queued = tables.commands.values().filter(is_queued).count();
+        if !new.is_empty() && queued + new.len() > most {
+            return Err(QueueError::Full { queued });
+        }
+        for command in new {
+            tables.commands.insert(command.id, Command { state: CommandState::QUEUED, ..command.clone() });
+        }
+        Ok(())
+    }
+
+    async fn commands(&self, tenant: &Tenant, ids: &[CommandId]) -> Result<Vec<Command>, EngineError> {
+        let tables = lock(&self.tables);
+        let ids: BTreeSet<_> = ids.iter().collect();
+        let found = ids.into_iter().filter_map(|id| tables.commands.get(id));
+        Ok(found.filter(|command| command.key.tenant == *tenant).cloned().collect())
+    }
+
+    async fn latest_commands(&self, key: &AgentKey, limit: usize) -> Result<Vec<Command>, EngineError> {
+        let tables = lock(&self.tables);
+        let of_agent = tables.commands.values().rev().filter(|command| command.key == *key);
+        Ok(of_agent.take(limit).cloned().collect())
+    }
+
+    async fn queued(&self, limit: usize) -> Result<Vec<QueuedCommand>, EngineError> {
+        let tables = lock(&self.tables);
+        let queued = tables.commands.values().filter(|command| command.state.status == Status::Queued);
+        let header = |command: &Command| QueuedCommand {
+            id: command.id,
+            key: command.key.clone(),
+            expires_at: command.expires_at,
+        };
+        Ok(queued.take(limit).map(header).collect())
+    }
+
+    async fn forget_settled(&self, before: Timestamp, limit: usize) -> Result<usize, EngineError> {
+        let mut tables = lock(&self.tables);
+        let is_old = |command: &&Command| command.state.settled_at.is_some_and(|at| at < before);
+        let old: Vec<_> =
+            tables.commands.values().filter(is_old).take(limit).map(|command| command.id).collect();
+        for id in &old {
+            tables.commands.remove(id);
+        }
+        Ok(old.len())
     }
 }

@@ -5,6 +5,7 @@
 //! and exclusive to a change: it is granted in the order in which it was asked for, so that a stream of
 //! commits does not hold a change up, and it writes nothing, as a lock on the row of the tenant would.
 
+mod commands;
 mod components;
 mod error;
 mod fleet;

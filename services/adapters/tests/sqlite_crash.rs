@@ -61,6 +61,7 @@ fn commit(row: PartitionRow) -> Commit {
         decided_on: BTreeMap::new(),
         agents: agents.collect(),
         quarantined: Vec::new(),
+        commands: Vec::new(),
     }
 }
 

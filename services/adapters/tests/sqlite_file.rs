@@ -27,7 +27,16 @@ async fn store_agent(store: &SqliteStore, number: u128) {
     let progress = (row.epoch, row.position, row.message);
     let generation = row.generation;
     let (decided_on, quarantined) = Default::default();
-    let commit = Commit { cell, partition, generation, progress, decided_on, agents, quarantined };
+    let commit = Commit {
+        cell,
+        partition,
+        generation,
+        progress,
+        decided_on,
+        agents,
+        quarantined,
+        commands: Vec::new(),
+    };
     store.commit(commit).await.unwrap();
 }
 

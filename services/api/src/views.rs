@@ -305,15 +305,7 @@ fn session_view(session: &muster_domain::agent::Session) -> SessionView {
         remote_addr: session.remote_addr.clone(),
         started_at: rfc3339(session.started_at),
         ended_at: session.ended.map(|(at, _)| rfc3339(at)),
-        end_reason: session.ended.map(|(_, reason)| match reason {
-            EndReason::AgentDisconnect => "agent_disconnect",
-            EndReason::ConnectionLost => "connection_lost",
-            EndReason::GatewayStopped => "gateway_stopped",
-            EndReason::GatewayLost => "gateway_lost",
-            EndReason::Superseded => "superseded",
-            EndReason::Silent => "silent",
-            EndReason::ProtocolError => "protocol_error",
-        }),
+        end_reason: session.ended.map(|(_, reason)| reason.name()),
     }
 }
 

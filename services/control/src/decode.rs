@@ -7,8 +7,8 @@ use muster_domain::agent::{EndReason, Entry, Transport};
 use muster_domain::capabilities::AgentCapabilities;
 use muster_domain::ids::{AgentKey, Claim, ConfigHash, Digest, InstanceUid, Timestamp};
 use muster_domain::report::{
-    Attributes, AvailableComponents, Component, Components, ConfigFile, ConfigMap, ConfigStatus, Description,
-    Health, RemoteConfigStatus, Report,
+    Attributes, AvailableComponents, Component, Components, ConfigFile, ConfigMap, ConfigStatus,
+    CustomMessage, Description, Health, RemoteConfigStatus, Report,
 };
 use muster_ports::blobs::BlobRef;
 use muster_ports::trace::TraceContext;
@@ -119,6 +119,11 @@ fn report(message: AgentToServer) -> Report {
             .custom_capabilities
             .map(|custom| custom.capabilities.into_iter().map(text).collect()),
         available_components: message.available_components.and_then(available_components),
+        custom_message: message.custom_message.map(|custom| CustomMessage {
+            capability: text(custom.capability),
+            kind: text(custom.r#type),
+            data: custom.data,
+        }),
     }
 }
 

@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::Shared;
+use crate::{Shared, commands};
 
 /// Longest wait for floors to be raised before new intent takes effect all the same.
 const FLOORS_DEADLINE: Duration = Duration::from_secs(2);
@@ -120,9 +120,22 @@ fn tell_not_raised(shared: &Shared, error: &dyn std::fmt::Display) {
     }
 }
 
-/// Looks at intent on every wake-up and from time to time.
+/// Looks at intent and at queued commands on every wake-up and from time to time.
 pub(crate) async fn watch(shared: Arc<Shared>, mut wake: Box<dyn Subscription>, stop: CancellationToken) {
+    let mut forgetting = commands::Forgetting::default();
+    let mut first = true;
     loop {
+        if !std::mem::take(&mut first) {
+            look(&shared).await;
+        }
+        if let Err(error) = shared.commands.refresh(&shared).await
+            && let Some(more) = shared.outages.commands.tell((shared.engines.clock)())
+        {
+            warn!(%error, more, "queued commands could not be read; they are read again");
+        }
+        if let Err(error) = forgetting.step(&shared).await {
+            debug!(%error, "old commands were not forgotten; they are later");
+        }
         // A wake-up and the time lead to the same look, so neither can starve the other.
         tokio::select! {
             biased;
@@ -130,10 +143,13 @@ pub(crate) async fn watch(shared: Arc<Shared>, mut wake: Box<dyn Subscription>, 
             received = wake.next() => if received.is_none() { return },
             () = tokio::time::sleep(shared.settings.poll_every) => {}
         }
-        if let Err(error) = shared.intents.refresh(&shared).await
-            && let Some(more) = shared.outages.intent.tell((shared.engines.clock)())
-        {
-            warn!(%error, more, "intent could not be read; it is read again");
-        }
+    }
+}
+
+async fn look(shared: &Shared) {
+    if let Err(error) = shared.intents.refresh(shared).await
+        && let Some(more) = shared.outages.intent.tell((shared.engines.clock)())
+    {
+        warn!(%error, more, "intent could not be read; it is read again");
     }
 }

@@ -206,6 +206,7 @@ mod tests {
             values: Arc::new(MemoryKeyValue::new(None)),
             fold: store.clone(),
             intent: store.clone(),
+            commands: store.clone(),
             clock: Arc::new(|| Timestamp(1)),
             random: Random::new(|| 1),
             spawner: Spawner::new(|task| drop(tokio::spawn(task))),
@@ -254,6 +255,7 @@ mod tests {
                 decided_on: Default::default(),
                 agents: Vec::new(),
                 quarantined: Vec::new(),
+                commands: Vec::new(),
             };
             self.store.commit(commit).await.unwrap();
         }

@@ -2,8 +2,10 @@
 //! offers to the gateway that holds it.
 
 mod blobs;
+mod commands;
 mod contests;
 mod decode;
+mod events;
 mod intents;
 mod janitor;
 mod members;
@@ -25,7 +27,7 @@ use muster_ports::blobs::Blobs;
 use muster_ports::bus::{Bus, Subject};
 use muster_ports::kv::KeyValue;
 use muster_ports::log::Log;
-use muster_ports::store::{ComponentStore, FoldStore, IntentStore};
+use muster_ports::store::{CommandStore, ComponentStore, FoldStore, IntentStore};
 use muster_ports::{Clock, EngineError, Random, Spawner};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -89,6 +91,8 @@ pub struct Engines {
     pub components: Arc<dyn ComponentStore>,
     /// What operators want.
     pub intent: Arc<dyn IntentStore>,
+    /// Orders of operators.
+    pub commands: Arc<dyn CommandStore>,
     /// The time.
     pub clock: Clock,
     /// Random bits.
@@ -110,6 +114,8 @@ struct Shared {
     engines: Engines,
     metrics: Metrics,
     intents: intents::Intents,
+    commands: commands::Commands,
+    events: events::Events,
     outages: outages::Outages,
     /// Memory for blobs that are folded.
     room: blobs::Room,
@@ -124,6 +130,8 @@ impl Shared {
             engines,
             metrics,
             intents: intents::Intents::default(),
+            commands: commands::Commands::default(),
+            events: events::Events::default(),
             outages: outages::Outages::default(),
             room: blobs::Room::default(),
             bodies: blobs::Bodies::default(),
@@ -165,6 +173,7 @@ pub async fn run(
     let tasks = TaskTracker::new();
     shared.spawn(&tasks, members::run(Arc::clone(&shared), stop.clone()));
     shared.spawn(&tasks, intents::watch(Arc::clone(&shared), wake, stop.clone()));
+    shared.spawn(&tasks, events::publish(Arc::clone(&shared), stop.clone()));
     shared.spawn(&tasks, requests::serve(Arc::clone(&shared), requests, stop.clone()));
     shared.spawn(&tasks, janitor::run(Arc::clone(&shared), stop.clone()));
     info!(%cell, control = %shared.settings.id, "control is running");

@@ -128,6 +128,7 @@ impl Workers {
                 Arc::clone(&self.shared),
                 partition,
                 self.shared.intents.subscribe(),
+                self.shared.commands.subscribe(),
                 stop.clone(),
             );
             let (end, ended) = oneshot::channel();

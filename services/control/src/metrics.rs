@@ -18,6 +18,7 @@ pub struct Metrics {
     pub(crate) blobs: IntCounterVec,
     pub(crate) blob_bytes: IntGauge,
     pub(crate) duplicates: IntCounterVec,
+    pub(crate) commands: IntCounterVec,
 }
 
 impl Metrics {
@@ -36,6 +37,11 @@ impl Metrics {
             registry.register(Box::new(family.clone()))?;
             Ok(family)
         };
+        let commands = IntCounterVec::new(
+            Opts::new("muster_control_commands_total", "Commands that were decided on."),
+            &["action", "result"],
+        )?;
+        registry.register(Box::new(commands.clone()))?;
         let histogram = |name: &str, help: &str, buckets: &[f64]| -> prometheus::Result<Histogram> {
             let histogram = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
             registry.register(Box::new(histogram.clone()))?;
@@ -59,6 +65,7 @@ impl Metrics {
             config_updates,
             partitions,
             blob_bytes,
+            commands,
             config_update_duration: histogram(
                 "opamp_server_config_update_duration_seconds",
                 "From the first offer of a remote config to the agent's report that it is applied.",

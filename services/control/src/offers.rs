@@ -4,26 +4,32 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use muster_domain::command::Action as Ordered;
 use muster_domain::desired::{DesiredConfig, DesiredFile};
 use muster_domain::ids::{AgentKey, Digest, GatewayId, IntentRevision, SessionId, Tenant};
+use muster_domain::report::CustomMessage;
 use muster_ports::bus::{MAX_PAYLOAD, Subject};
 use muster_proto::Message;
 use muster_proto::bus::delivery::Action;
 use muster_proto::bus::{
-    CloseSessions, Delivery, EndReason, OfferTarget, OfferedFile, RemoteConfigOffer, RequestComponents,
-    RequestFullState, SessionRef, SlotValues,
+    AgentMessage, CloseSessions, Delivery, DisconnectAgent, EndReason, OfferTarget, OfferedFile,
+    RemoteConfigOffer, ReportFullState, RequestComponents, RequestFullState, RestartAgent, SendCommand,
+    SendCommands, SessionRef, SlotValues, send_command,
 };
 use tracing::{error, warn};
 
 use crate::Shared;
 use crate::split::split;
 use crate::trace::Folding;
+use crate::worker::commands::OutgoingCommand;
 
 /// Most sessions in one delivery.
 const MAX_TARGETS: usize = 500;
 /// More than what stands around the targets of a delivery (names, traceparent), and around each of them.
 const DELIVERY_ROOM: usize = 512;
 const TARGET_ROOM: usize = 16;
+/// Bytes of commands in one delivery, but for one that is larger by itself.
+const MAX_COMMANDS: usize = 256 << 10;
 
 /// An offer that was committed.
 #[derive(Debug)]
@@ -142,6 +148,53 @@ pub(crate) async fn request_components(
         SessionRef { instance_uid: bytes(key.uid.as_bytes()), session_id: bytes(session.as_bytes()) };
     let request = RequestComponents { sessions: vec![session] };
     deliver(shared, &key.tenant, gateway, String::new(), Action::RequestComponents(request)).await;
+}
+
+/// Sends commands that were settled as sent, in order. One that is lost is not sent again.
+pub(crate) async fn send_commands(shared: &Shared, commands: Vec<OutgoingCommand>) {
+    let mut groups: BTreeMap<(Tenant, GatewayId), Vec<SendCommand>> = BTreeMap::new();
+    for command in commands {
+        let group = (command.key.tenant.clone(), command.gateway.clone());
+        groups.entry(group).or_default().push(send_command(command));
+    }
+    for ((tenant, gateway), mut commands) in groups {
+        while !commands.is_empty() {
+            let mut size = 0;
+            let mut fits = |command: &SendCommand| {
+                let before = size;
+                size += command.encoded_len();
+                before == 0 || size <= MAX_COMMANDS
+            };
+            let count = commands.iter().take_while(|command| fits(command)).count();
+            let rest = commands.split_off(count);
+            let send = SendCommands { commands: std::mem::replace(&mut commands, rest) };
+            deliver(shared, &tenant, &gateway, String::new(), Action::SendCommands(send)).await;
+        }
+    }
+}
+
+fn send_command(command: OutgoingCommand) -> SendCommand {
+    let message = |message: CustomMessage| AgentMessage {
+        capability: message.capability,
+        r#type: message.kind,
+        data: message.data.into(),
+        data_left_out: false,
+    };
+    let action = match (command.action.as_message(), &command.action) {
+        (Some(custom), _) => send_command::Action::Message(message(custom)),
+        (None, Ordered::Disconnect) => send_command::Action::Disconnect(DisconnectAgent {}),
+        (None, Ordered::ReportFullState) => send_command::Action::ReportFullState(ReportFullState {}),
+        (None, _) => send_command::Action::Restart(RestartAgent {}),
+    };
+    SendCommand {
+        session: Some(SessionRef {
+            instance_uid: bytes(command.key.uid.as_bytes()),
+            session_id: bytes(command.session.as_bytes()),
+        }),
+        id: bytes(command.id.as_bytes()),
+        expires_at_us: command.expires_at.0,
+        action: Some(action),
+    }
 }
 
 async fn deliver(shared: &Shared, tenant: &Tenant, gateway: &GatewayId, traceparent: String, action: Action) {

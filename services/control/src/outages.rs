@@ -9,6 +9,8 @@ pub(crate) struct Outages {
     pub(crate) workers: Seldom,
     /// Intent is not read.
     pub(crate) intent: Seldom,
+    /// Commands are not read.
+    pub(crate) commands: Seldom,
     /// Floors are not raised.
     pub(crate) floors: Seldom,
     /// The other controls are not seen.

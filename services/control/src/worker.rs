@@ -5,6 +5,7 @@
 //! redelivery, two workers at once, and a crash between write and acknowledgement are one case.
 
 mod batch;
+pub(crate) mod commands;
 mod components;
 mod read;
 
@@ -26,10 +27,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::trace::Folding;
-use crate::worker::batch::Batch;
+use crate::worker::batch::{Batch, Happened};
 use crate::worker::components::Lists;
 use crate::worker::read::{Bad, Part};
-use crate::{Shared, decode, intents::Planners, offers};
+use crate::{Shared, commands::Queued, decode, intents::Planners, offers};
 
 /// Agents remembered between batches.
 const CACHE: usize = 64;
@@ -75,6 +76,8 @@ struct Worker<'a> {
     folding: Folding,
     stop: &'a CancellationToken,
     lists: Lists,
+    /// Commands that are queued for its agents.
+    commands: commands::Waiting,
 }
 
 /// Works on a partition until `stop`.
@@ -82,12 +85,13 @@ pub(crate) async fn run(
     shared: Arc<Shared>,
     partition: Partition,
     mut changed: watch::Receiver<()>,
+    mut queued: watch::Receiver<Arc<Queued>>,
     stop: CancellationToken,
 ) {
     let mut wait = RESTART.0;
     while !stop.is_cancelled() {
         let began = Instant::now();
-        let Err(restart) = work(&shared, partition, &mut changed, &stop).await else { return };
+        let Err(restart) = work(&shared, partition, &mut changed, &mut queued, &stop).await else { return };
         if stop.is_cancelled() {
             return debug!(%partition, error = %restart, "a partition's worker ends in the middle of its work");
         }
@@ -110,6 +114,7 @@ async fn work(
     shared: &Shared,
     partition: Partition,
     changed: &mut watch::Receiver<()>,
+    queued: &mut watch::Receiver<Arc<Queued>>,
     stop: &CancellationToken,
 ) -> Result<(), Restart> {
     let row = shared.engines.fold.partition(&shared.settings.cell, partition).await?;
@@ -126,11 +131,13 @@ async fn work(
         folding: Folding::default(),
         stop,
         lists: Lists::default(),
+        commands: commands::Waiting::default(),
     };
     let is_new_epoch = worker.verify_epoch().await?;
     let mut reader = shared.engines.log.read(partition, worker.row.position).await?;
     changed.mark_unchanged();
     worker.look_at_all(&shared.intents.planners(), true, is_new_epoch).await?;
+    queued.mark_changed();
 
     let mut sweep = tokio::time::interval(shared.settings.sweep_every);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -145,7 +152,15 @@ async fn work(
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            () = tokio::time::sleep_until(due) => worker.repeat_offers().await?,
+            () = tokio::time::sleep_until(due) => {
+                worker.repeat_offers().await?;
+                worker.expire_commands().await?;
+            }
+            // Looks are as far apart as wake-ups and ticks.
+            Ok(()) = queued.changed() => {
+                let queued = Arc::clone(&queued.borrow_and_update());
+                worker.take_commands(queued.get(&partition).map_or(&[], Vec::as_slice)).await?;
+            }
             _ = sweep.tick() => {
                 worker.end_orphans().await?;
                 worker.lists.ask(shared).await;
@@ -226,7 +241,9 @@ impl Worker<'_> {
         self.row = self.write(commit).await.map_err(|error| match error {
             CommitError::Engine(error) => Restart::Engine(error),
             CommitError::Rejected { reason } => Restart::Rejected(reason),
-            CommitError::RowMoved | CommitError::IntentMoved(_) => Restart::RowMoved,
+            CommitError::RowMoved | CommitError::IntentMoved(_) | CommitError::CommandMoved(_) => {
+                Restart::RowMoved
+            }
         })?;
         Ok(true)
     }
@@ -245,6 +262,7 @@ impl Worker<'_> {
             decided_on,
             agents,
             quarantined: Vec::new(),
+            commands: Vec::new(),
         }
     }
 
@@ -254,6 +272,7 @@ impl Worker<'_> {
             Ok(_) => "committed",
             Err(CommitError::RowMoved) => "row_moved",
             Err(CommitError::IntentMoved(_)) => "intent_moved",
+            Err(CommitError::CommandMoved(_)) => "command_moved",
             Err(CommitError::Rejected { .. }) => "rejected",
             Err(CommitError::Engine(_)) => "failed",
         };
@@ -326,7 +345,7 @@ impl Worker<'_> {
         }
         self.shared.metrics.folded.inc_by(entries.len() as u64);
         timer.observe_duration();
-        Ok(())
+        self.commands_of(&keys).await
     }
 
     /// Passes over an entry that the store refuses, keeps it for people, and asks its agent for full
@@ -393,7 +412,7 @@ impl Worker<'_> {
                 self.shared.intents.refresh(self.shared).await?;
                 return Ok(false);
             }
-            Err(CommitError::RowMoved) => return Err(Restart::RowMoved),
+            Err(CommitError::RowMoved | CommitError::CommandMoved(_)) => return Err(Restart::RowMoved),
             Err(CommitError::Rejected { reason }) => return Err(Restart::Rejected(reason)),
             Err(CommitError::Engine(error)) => return Err(Restart::Engine(error)),
         }
@@ -401,6 +420,7 @@ impl Worker<'_> {
         for stored in decided.stored {
             self.cache.insert(stored.agent.key.clone(), stored);
         }
+        self.shared.events.tell(self.now(), decided.events.iter().map(Happened::told));
         for event in &decided.events {
             self.folding.within(&event.key, || event.tell(&self.shared.metrics));
         }
@@ -429,7 +449,8 @@ impl Worker<'_> {
     }
 
     fn next_due(&self) -> Instant {
-        let first = self.due.first().map(|(due, _)| due.since(self.now()));
+        let first = self.due.first().map(|(due, _)| *due).into_iter().chain(self.commands.next_due()).min();
+        let first = first.map(|due| due.since(self.now()));
         Instant::now() + first.unwrap_or(Duration::from_secs(3600))
     }
 

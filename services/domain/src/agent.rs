@@ -9,8 +9,8 @@ use crate::ids::{
     AgentKey, Claim, ConfigHash, Digest, GatewayId, Incarnation, IntentRevision, SessionId, Tenant, Timestamp,
 };
 use crate::report::{
-    AvailableComponents, ComponentsKey, ConfigMap, ConfigStatus, Description, Health, RemoteConfigStatus,
-    Report, config_map_digest,
+    AvailableComponents, ComponentsKey, ConfigMap, ConfigStatus, CustomMessage, Description, Health,
+    RemoteConfigStatus, Report, config_map_digest,
 };
 
 /// Everything known of an agent but its labels (intent) and the text of its effective config.
@@ -166,6 +166,21 @@ pub enum EndReason {
     ProtocolError,
 }
 
+impl EndReason {
+    /// As the API names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AgentDisconnect => "agent_disconnect",
+            Self::ConnectionLost => "connection_lost",
+            Self::GatewayStopped => "gateway_stopped",
+            Self::GatewayLost => "gateway_lost",
+            Self::Superseded => "superseded",
+            Self::Silent => "silent",
+            Self::ProtocolError => "protocol_error",
+        }
+    }
+}
+
 /// One entry of the log about one agent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
@@ -232,6 +247,8 @@ pub enum AgentEvent {
         /// Whether it is healthy now.
         healthy: bool,
     },
+    /// The agent sent a message of a custom capability.
+    CustomMessage(CustomMessage),
 }
 
 impl Agent {
@@ -327,6 +344,7 @@ impl Agent {
         if let Some(status) = report.remote_config {
             state.fold_remote_config(status, at, folded);
         }
+        folded.events.extend(report.custom_message.map(AgentEvent::CustomMessage));
     }
 }
 

@@ -205,3 +205,14 @@ proptest! {
         prop_assert_eq!(serde_json::from_str::<AgentState>(&text).unwrap(), agent.state);
     }
 }
+
+#[test]
+fn a_custom_message_is_an_event_and_is_not_kept() {
+    let mut agent = Agent::new(key(), Timestamp(1));
+    agent.fold(entry(1, 1, 1));
+    let before = agent.state.clone();
+    let message = CustomMessage { capability: "c".to_owned(), kind: "t".to_owned(), data: vec![1] };
+    let folded = report(&mut agent, 2, Report { custom_message: Some(message.clone()), ..Report::default() });
+    assert_eq!(folded.events, [AgentEvent::CustomMessage(message)]);
+    assert_eq!(agent.state, AgentState { last_report: Timestamp(2), sequence_num: 2, ..before });
+}

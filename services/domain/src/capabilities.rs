@@ -35,6 +35,8 @@ impl AgentCapabilities {
     pub const ACCEPTS_REMOTE_CONFIG: Self = Self(0x2);
     /// The agent reports its effective config.
     pub const REPORTS_EFFECTIVE_CONFIG: Self = Self(0x4);
+    /// The agent obeys the restart command.
+    pub const ACCEPTS_RESTART_COMMAND: Self = Self(0x400);
     /// The agent reports its health.
     pub const REPORTS_HEALTH: Self = Self(0x800);
     /// The agent reports the status of its remote config.

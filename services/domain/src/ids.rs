@@ -168,6 +168,11 @@ uuid_type!(
     MessageId,
     "message id"
 );
+uuid_type!(
+    /// An order of an operator to one agent. A UUIDv7: later ones come after earlier ones.
+    CommandId,
+    "command id"
+);
 
 /// An agent of a tenant: what every key, lock and row of an agent is made from.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod budget;
 pub mod capabilities;
+pub mod command;
 pub mod desired;
 pub mod duplicates;
 pub mod ids;

@@ -29,6 +29,19 @@ pub struct Report {
     pub custom_capabilities: Option<Vec<String>>,
     /// AgentToServer.available_components.
     pub available_components: Option<AvailableComponents>,
+    /// AgentToServer.custom_message.
+    pub custom_message: Option<CustomMessage>,
+}
+
+/// A message of a custom capability, in either direction (CustomMessage).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CustomMessage {
+    /// The capability's name.
+    pub capability: String,
+    /// The kind of message within the capability.
+    pub kind: String,
+    /// The content, in the capability's own format.
+    pub data: Vec<u8>,
 }
 
 /// What identifies an agent and what describes it (AgentDescription).

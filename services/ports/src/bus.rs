@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use muster_domain::ids::{Cell, GatewayId};
+use muster_domain::ids::{Cell, GatewayId, Tenant};
 
 use crate::EngineError;
 
@@ -25,6 +25,8 @@ pub enum Subject {
     Wake(Cell),
     /// Floors have risen: every gateway looks. Carries no data.
     Floors(Cell),
+    /// What happens to a tenant's agents, for whoever watches.
+    Events(Cell, Tenant),
 }
 
 impl Subject {

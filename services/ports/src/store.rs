@@ -10,9 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use async_trait::async_trait;
 use bytes::Bytes;
 use muster_domain::agent::Agent;
+use muster_domain::command::{Command, CommandState};
 use muster_domain::desired::Labels;
 use muster_domain::ids::{
-    AgentKey, Cell, Incarnation, InstanceUid, IntentRevision, MessageId, Partition, Tenant, Timestamp,
+    AgentKey, Cell, CommandId, Incarnation, InstanceUid, IntentRevision, MessageId, Partition, Tenant,
+    Timestamp,
 };
 use muster_domain::intent::{Intent, IntentChange};
 use muster_domain::report::{Components, ComponentsKey, ConfigMap};
@@ -92,6 +94,20 @@ pub struct Commit {
     pub agents: Vec<AgentWrite>,
     /// Entries that are passed over, each at most once.
     pub quarantined: Vec<Quarantined>,
+    /// Commands that are settled by this, each at most once: they must still be queued. So what is sent
+    /// after the commit has left the queue before.
+    pub commands: Vec<SettledCommand>,
+}
+
+/// What becomes of a queued command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettledCommand {
+    /// Tenant of the command.
+    pub tenant: Tenant,
+    /// The command.
+    pub id: CommandId,
+    /// What it is from now on: not queued.
+    pub state: CommandState,
 }
 
 /// Why a commit wrote nothing.
@@ -103,6 +119,9 @@ pub enum CommitError {
     /// A tenant's intent has changed: decide again.
     #[error("the intent of tenant {0} has changed")]
     IntentMoved(Tenant),
+    /// A command is not queued any more: look again at what is.
+    #[error("command {0} is not queued any more")]
+    CommandMoved(CommandId),
     /// The store holds the commit to be wrong for a lasting reason, such as data that it cannot hold:
     /// trying again does not help, and something in `agents` is at fault.
     #[error("the store refused the commit: {reason}")]
@@ -234,7 +253,54 @@ pub trait ComponentStore: Send + Sync {
 /// Lists of components that are kept of a tenant.
 pub const MAX_COMPONENT_LISTS: usize = 1000;
 
-/// A store in all its aspects.
-pub trait Store: FoldStore + IntentStore + FleetStore + ComponentStore {}
+/// A command that is queued, without what is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueuedCommand {
+    /// Its id.
+    pub id: CommandId,
+    /// The agent that it is for.
+    pub key: AgentKey,
+    /// From when on it is not sent any more.
+    pub expires_at: Timestamp,
+}
 
-impl<T: FoldStore + IntentStore + FleetStore + ComponentStore> Store for T {}
+/// Why commands were not queued.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// The tenant would have too many queued commands.
+    #[error("{queued} commands are queued already")]
+    Full {
+        /// How many it has.
+        queued: usize,
+    },
+    /// The engine did not do it; the commands may have been queued all the same.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// Commands to agents: queued by the api, settled by [`FoldStore::commit`]. They are the tenant's and hold
+/// in every cell, like intent.
+#[async_trait]
+pub trait CommandStore: Send + Sync {
+    /// Queues all of these, or none. Those whose id is there already stay as they are. Refused if the
+    /// tenant would have more than `most` queued commands then; calls at the same time may exceed that
+    /// together.
+    async fn queue(&self, tenant: &Tenant, commands: &[Command], most: usize) -> Result<(), QueueError>;
+
+    /// These commands of a tenant, in order of their ids; those that are not there are left out.
+    async fn commands(&self, tenant: &Tenant, ids: &[CommandId]) -> Result<Vec<Command>, EngineError>;
+
+    /// The latest commands of an agent, the last one first.
+    async fn latest_commands(&self, key: &AgentKey, limit: usize) -> Result<Vec<Command>, EngineError>;
+
+    /// Queued commands of all tenants, in order of their ids, the first `limit` of them.
+    async fn queued(&self, limit: usize) -> Result<Vec<QueuedCommand>, EngineError>;
+
+    /// Forgets up to `limit` commands that were settled before this time. Returns how many it forgot.
+    async fn forget_settled(&self, before: Timestamp, limit: usize) -> Result<usize, EngineError>;
+}
+
+/// A store in all its aspects.
+pub trait Store: FoldStore + IntentStore + FleetStore + ComponentStore + CommandStore {}
+
+impl<T: FoldStore + IntentStore + FleetStore + ComponentStore + CommandStore> Store for T {}

@@ -10,6 +10,7 @@ use muster_ports::store::{AgentWrite, Commit, CommitError, FoldStore, PartitionR
 use sqlx::{Connection as _, PgConnection, query};
 use uuid::Uuid;
 
+use super::commands::settle;
 use super::error::{failed, refused};
 use super::rows::{Reading, limit, select_agents, signed, stored_agents};
 use super::write::{Keys, quarantine, write_agents, write_configs, write_sessions};
@@ -142,6 +143,7 @@ async fn write(connection: &mut PgConnection, commit: &Commit) -> Result<Partiti
     write_sessions(&mut transaction, commit, &writes).await?;
     write_configs(&mut transaction, commit).await?;
     quarantine(&mut transaction, commit).await?;
+    settle(&mut transaction, &commit.commands).await?;
     transaction.commit().await.map_err(refused("partitions"))?;
     Ok(row)
 }

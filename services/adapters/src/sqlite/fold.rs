@@ -11,6 +11,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{SqliteConnection, query};
 
 use super::SqliteStore;
+use super::commands::settle;
 use super::error::failed;
 use super::intent::present_revision;
 use super::rows::{Reading, limit, select_agents, signed, stored_agent, to_json};
@@ -133,6 +134,7 @@ impl FoldStore for SqliteStore {
         for entry in &commit.quarantined {
             quarantine(&mut transaction, &home, epoch, entry).await?;
         }
+        settle(&mut transaction, &commit.commands).await?;
         transaction.commit().await.map_err(failed("partitions"))?;
         Ok(PartitionRow { epoch, position, message, generation })
     }

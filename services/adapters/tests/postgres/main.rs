@@ -78,6 +78,7 @@ fn commit(partition: Partition, row: PartitionRow, agents: Vec<AgentWrite>) -> C
         decided_on: BTreeMap::new(),
         agents,
         quarantined: Vec::new(),
+        commands: Vec::new(),
     }
 }
 

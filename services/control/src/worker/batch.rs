@@ -12,7 +12,7 @@ use muster_domain::reconcile::{Decision, Why, reconcile_agent};
 use muster_domain::report::{Components, ComponentsKey};
 use muster_ports::log::LogEntry;
 use muster_ports::store::{AgentWrite, Quarantined, StoredAgent};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::Metrics;
 use crate::intents::Planners;
@@ -251,6 +251,11 @@ impl Happened {
         }
     }
 
+    /// What of it is told to listeners: the agent, what happened, its peer address.
+    pub(crate) fn told(&self) -> (&AgentKey, &AgentEvent, &str) {
+        (&self.key, &self.event, &self.remote_addr)
+    }
+
     /// Counts and logs it.
     pub(crate) fn tell(&self, metrics: &Metrics) {
         let Self { key, event, version, remote_addr } = self;
@@ -275,6 +280,10 @@ impl Happened {
                 metrics.config_updates.with_label_values(&["failure"]).inc();
                 let config_hash = hash.as_ref().map(ToString::to_string).unwrap_or_default();
                 warn!(event = "config_update_failed", %tenant, %agent_id, agent_version, config_hash, error = error_message, "an agent could not apply its remote config");
+            }
+            AgentEvent::CustomMessage(message) => {
+                let (capability, kind, bytes) = (&message.capability, &message.kind, message.data.len());
+                debug!(event = "custom_message", %tenant, %agent_id, capability, kind, bytes, "an agent sent a custom message");
             }
             AgentEvent::HealthChanged { healthy: true } => {
                 info!(event = "agent_healthy", %tenant, %agent_id, agent_version, "an agent is healthy");

@@ -138,6 +138,8 @@ async fn subjects_are_apart(bus: &dyn Bus, pause: &impl AsyncFn(Duration)) {
         Subject::Wake(cell("here")),
         Subject::Wake(cell("there")),
         Subject::Floors(cell("here")),
+        Subject::Events(cell("here"), "default".parse().unwrap()),
+        Subject::Events(cell("here"), "other".parse().unwrap()),
     ];
     let mut subscriptions = Vec::new();
     for subject in &subjects {

@@ -1,6 +1,7 @@
 //! The contract of [`crate::store`].
 
 mod build;
+mod commands;
 mod components;
 mod fleet;
 mod fold;
@@ -48,6 +49,16 @@ pub async fn all<S: Store>(make: impl AsyncFn() -> S) {
     components::a_list_is_stored_once_a_hash(&make().await).await;
     components::lists_of_other_tenants_and_types_are_others(&make().await).await;
     components::the_lists_that_changed_last_are_kept(&make().await).await;
+    commands::a_command_is_read_back(&make().await).await;
+    commands::all_are_queued_or_none(&make().await).await;
+    commands::the_queue_of_a_tenant_is_bounded(&make().await).await;
+    commands::queued_ones_come_in_order(&make().await).await;
+    commands::a_commit_settles_what_is_queued(&make().await).await;
+    commands::a_commit_settles_all_or_writes_nothing(&make().await).await;
+    commands::one_of_two_commits_settles_a_command(&make().await).await;
+    commands::an_agents_latest_come_first(&make().await).await;
+    commands::old_settled_ones_are_forgotten(&make().await).await;
+    commands::tenants_are_apart(&make().await).await;
 
     fleet::an_agent_is_read_with_all_its_parts(&make().await).await;
     fleet::a_tenant_is_paged_in_order_of_uids(&make().await).await;

@@ -181,6 +181,7 @@ pub(super) fn commit(
         decided_on: BTreeMap::new(),
         agents,
         quarantined: Vec::new(),
+        commands: Vec::new(),
     }
 }
 
