@@ -9,17 +9,18 @@ use muster_domain::agent::EndReason;
 use muster_domain::duplicates::Client;
 use muster_domain::ids::{AgentKey, InstanceUid, SessionId, Tenant, Timestamp};
 use muster_opamp::connection::{Connection, Limits, Output};
+use muster_proto::bus::send_command::Action;
 use muster_proto::encoding::{WireType, encode_key, encode_varint};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::claims::{Claims, Made, What};
-use crate::mailbox::{Hold, Mailbox, Offer, Order};
+use crate::mailbox::{Command, Hold, Mailbox, Offer, Order};
 use crate::probes::{Probe, Probes};
 use crate::socket::{Received, Socket, SocketError, code};
 use crate::upstream::ClaimError;
-use crate::{Shared, settler, upstream};
+use crate::{Shared, commands, settler, upstream};
 
 /// Tenant of agents that connect without a credential.
 pub(crate) const DEFAULT_TENANT: &str = "default";
@@ -286,7 +287,38 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
                 Order::Probe(probe) => self.probe(probe).await?,
             }
         }
+        for (uid, command) in self.mailbox.take_commands() {
+            self.command(uid, command).await?;
+        }
         Ok(())
+    }
+
+    /// Does what an operator ordered, if the session and its time are still there. It is done once, or
+    /// never.
+    async fn command(&mut self, uid: InstanceUid, command: Command) -> Result<(), End> {
+        let refusal = match self.machine.session(uid) == Some(command.session) {
+            false => Some("session_gone"),
+            true => (command.expires_at <= self.now()).then_some("expired"),
+        };
+        commands::tell(&self.shared, &self.tenant, uid, &command, refusal.unwrap_or("sent"));
+        if refusal.is_some() {
+            return Ok(());
+        }
+        match command.action {
+            Action::Restart(_) => self.send(commands::restart(uid)).await,
+            Action::Message(message) => self.send(commands::message(uid, message)).await,
+            Action::ReportFullState(_) => {
+                self.machine.request_full_state(uid, command.session, self.now());
+                Ok(())
+            }
+            Action::Disconnect(_) if self.machine.sessions() == 1 => {
+                Err(End::close(code::NORMAL, "an operator disconnects the agent", EndReason::ConnectionLost))
+            }
+            Action::Disconnect(_) => {
+                self.machine.close_session(uid, Some(command.session), EndReason::ConnectionLost);
+                Ok(())
+            }
+        }
     }
 
     /// Asks the agent whether it is there. What answers a ping is the connection, which says nothing about

@@ -14,10 +14,10 @@ use muster_proto::opamp::{AgentConfigFile, AgentConfigMap, AgentRemoteConfig};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug_span, error, warn};
 
-use crate::Shared;
 use crate::bodies::render;
 use crate::mailbox::{Offer, Order};
 use crate::trace::following;
+use crate::{Shared, commands};
 
 /// Handles deliveries until `stop`.
 pub(crate) async fn serve(
@@ -70,6 +70,7 @@ async fn handle(shared: &Shared, payload: Bytes) -> Result<(), String> {
             }
             Ok(())
         }
+        Some(Action::SendCommands(send)) => commands::deliver(shared, &tenant, send.commands),
         None => Err("it asks for something that this version does not know".to_owned()),
     }
 }
@@ -87,7 +88,11 @@ fn put(
     Ok(())
 }
 
-fn session_of(tenant: &Tenant, uid: &[u8], session: &[u8]) -> Result<(AgentKey, SessionId), String> {
+pub(crate) fn session_of(
+    tenant: &Tenant,
+    uid: &[u8],
+    session: &[u8],
+) -> Result<(AgentKey, SessionId), String> {
     let uid = InstanceUid::try_from(uid).map_err(|error| error.to_string())?;
     let session = SessionId::try_from(session).map_err(|error| error.to_string())?;
     Ok((AgentKey { tenant: tenant.clone(), uid }, session))

@@ -8,6 +8,7 @@ mod admission;
 mod bodies;
 mod budgets;
 mod claims;
+mod commands;
 mod connection;
 mod deliveries;
 mod fence;

@@ -1,14 +1,19 @@
-//! What waits to be done on one connection: the latest message of each kind for each session.
+//! What waits to be done on one connection: the latest message of each kind for each session, and commands
+//! in their order.
 //!
-//! Nothing here grows with time: a newer offer takes the place of an older one.
+//! Nothing here grows with time: a newer offer takes the place of an older one, and of commands there are
+//! so many and no more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use muster_domain::agent::EndReason;
-use muster_domain::ids::{ConfigHash, Incarnation, InstanceUid, IntentRevision, SessionId};
+use muster_domain::ids::{
+    CommandId, ConfigHash, Incarnation, InstanceUid, IntentRevision, SessionId, Timestamp,
+};
+use muster_proto::bus::send_command::Action;
 use tokio::sync::Notify;
 
 use crate::probes::Probe;
@@ -29,6 +34,36 @@ pub(crate) struct Offer {
     /// The encoded AgentRemoteConfig, shared between all agents that get the same bytes.
     pub(crate) remote_config: Bytes,
 }
+
+/// Commands that may wait on one connection, and bytes of what they say. Many agents may share it.
+const MAX_COMMANDS: (usize, usize) = (1024, 4 << 20);
+
+/// A command for one agent. It has left the queue: it is written once, or never.
+#[derive(Debug, Clone)]
+pub(crate) struct Command {
+    /// The session that it is for.
+    pub(crate) session: SessionId,
+    /// Its id.
+    pub(crate) id: CommandId,
+    /// From when on it is not written.
+    pub(crate) expires_at: Timestamp,
+    /// What the agent is to do.
+    pub(crate) action: Action,
+}
+
+impl Command {
+    fn size(&self) -> usize {
+        match &self.action {
+            Action::Message(message) => message.capability.len() + message.r#type.len() + message.data.len(),
+            Action::Restart(_) | Action::ReportFullState(_) | Action::Disconnect(_) => 0,
+        }
+    }
+}
+
+/// Too many commands wait on the connection.
+#[derive(Debug, thiserror::Error)]
+#[error("too many commands wait on the connection")]
+pub(crate) struct Overflow;
 
 /// Something that is to be done for one session.
 #[derive(Debug)]
@@ -79,9 +114,25 @@ struct Waiting {
     close: BTreeMap<InstanceUid, (SessionId, EndReason)>,
     /// As many as are asked at once, which is bounded.
     probes: Vec<Probe>,
+    commands: VecDeque<(InstanceUid, Command)>,
+    command_bytes: usize,
 }
 
 impl Mailbox {
+    /// Adds a command after those that wait, if there is room.
+    pub(crate) fn put_command(&self, uid: InstanceUid, command: Command) -> Result<(), Overflow> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = waiting.command_bytes + command.size();
+        if waiting.commands.len() >= MAX_COMMANDS.0 || bytes > MAX_COMMANDS.1 {
+            return Err(Overflow);
+        }
+        waiting.command_bytes = bytes;
+        waiting.commands.push_back((uid, command));
+        drop(waiting);
+        self.changed.notify_one();
+        Ok(())
+    }
+
     /// Adds an order. An older offer of the same agent gives way, a newer one stays.
     pub(crate) fn put(&self, order: Order) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -135,10 +186,23 @@ impl Mailbox {
         }
     }
 
-    /// Waits until there is something, then takes all of it, what closes first.
+    /// The commands that wait, in their order.
+    pub(crate) fn take_commands(&self) -> VecDeque<(InstanceUid, Command)> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.command_bytes = 0;
+        std::mem::take(&mut waiting.commands)
+    }
+
+    /// Waits until there is something, then takes all of it but commands, what closes first.
     pub(crate) async fn take(&self) -> Vec<Order> {
         loop {
-            let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+            let (waiting, has_commands) = {
+                let mut all = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                let (commands, command_bytes) = (std::mem::take(&mut all.commands), all.command_bytes);
+                let has_commands = !commands.is_empty();
+                let kept = Waiting { commands, command_bytes, closed: all.closed, ..Waiting::default() };
+                (std::mem::replace(&mut *all, kept), has_commands)
+            };
             let close =
                 waiting.close.into_iter().map(|(uid, (session, reason))| Order::Close(uid, session, reason));
             let probes = waiting.probes.into_iter().map(Order::Probe);
@@ -151,6 +215,10 @@ impl Mailbox {
             let orders: Vec<_> =
                 close.chain(probes).chain(full).chain(offers).chain(components).chain(reclaim).collect();
             if !orders.is_empty() {
+            }
+
+            let orders: Vec<_> = close.chain(probes).chain(full).chain(offers).chain(reclaim).collect();
+            if !orders.is_empty() || has_commands {
                 return orders;
             }
             self.changed.notified().await;
@@ -176,6 +244,34 @@ mod tests {
             remote_config: Bytes::new(),
         };
         Order::Offer(InstanceUid(Uuid::nil()), offer)
+    }
+
+    fn command(number: u128, length: usize) -> Command {
+        let message = muster_proto::bus::AgentMessage { data: vec![0; length].into(), ..Default::default() };
+        Command {
+            session: SessionId(Uuid::nil()),
+            id: CommandId(Uuid::from_u128(number)),
+            expires_at: Timestamp(1),
+            action: Action::Message(message),
+        }
+    }
+
+    #[tokio::test]
+    async fn commands_keep_their_order_and_are_bounded() {
+        let mailbox = Mailbox::default();
+        let uid = InstanceUid(Uuid::nil());
+        let fill =
+            |length| (0..).take_while(|n| mailbox.put_command(uid, command(*n, length)).is_ok()).count();
+        assert_eq!(fill(0), MAX_COMMANDS.0);
+        mailbox.put(offer(1, 5));
+        assert_eq!(mailbox.take().await.len(), 1, "commands are taken apart");
+        let taken: Vec<_> =
+            mailbox.take_commands().iter().map(|(_, command)| command.id.0.as_u128()).collect();
+        assert_eq!(taken, (0..MAX_COMMANDS.0 as u128).collect::<Vec<_>>());
+        assert_eq!(fill(64 << 10), MAX_COMMANDS.1 / (64 << 10));
+        assert_eq!(mailbox.take().await.len(), 0, "a command alone wakes as well");
+        assert_eq!(mailbox.take_commands().len(), 64);
+        assert_eq!(fill(0), MAX_COMMANDS.0, "what was taken makes room");
     }
 
     #[tokio::test]

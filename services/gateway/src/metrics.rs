@@ -17,6 +17,7 @@ pub struct Metrics {
     pub(crate) claims: IntCounterVec,
     pub(crate) new_uids: IntCounterVec,
     pub(crate) offers: IntCounterVec,
+    pub(crate) commands: IntCounterVec,
 }
 
 impl Metrics {
@@ -48,8 +49,14 @@ impl Metrics {
         for scope in ["agent", "tenant"] {
             over_budget.with_label_values(&[scope]);
         }
+        let commands = IntCounterVec::new(
+            Opts::new("muster_gateway_commands_total", "Commands for agents that arrived."),
+            &["action", "result"],
+        )?;
+        registry.register(Box::new(commands.clone()))?;
         Ok(Self {
             over_budget,
+            commands,
             connected_agents: gauge(
                 Opts::new("opamp_server_connected_agents", "Agents with a live session on this server.")
                     .const_label("region", region),

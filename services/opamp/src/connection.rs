@@ -332,6 +332,7 @@ impl Connection {
             active.announced |= result.is_ok();
         }
         let InFlight::Message(head) = in_flight else { return self.settle_ending(uid, now) };
+        let custom = active.custom.take();
         match result {
             Ok(()) => {
                 let settled = active.settled(&head);
@@ -339,7 +340,9 @@ impl Connection {
                 if head.is_disconnect() {
                     active.ending = Some(EndReason::AgentDisconnect);
                 }
-                self.outputs.extend([settled, answer]);
+                let custom =
+                    custom.map(|capabilities| Reply::CustomCapabilities { uid: head.uid, capabilities });
+                self.outputs.extend([settled, answer].into_iter().chain(custom.map(Output::Send)));
             }
             Err(not_now) => {
                 active.tracker.lost();

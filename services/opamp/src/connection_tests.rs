@@ -60,6 +60,9 @@ fn words(connection: &mut Connection) -> Vec<String> {
             format!("answer{}", words.concat())
         }
         Output::Send(Reply::AskComponents { .. }) => "ask components".to_owned(),
+        Output::Send(Reply::CustomCapabilities { capabilities, .. }) => {
+            format!("custom {}", capabilities.join(","))
+        }
         Output::Send(Reply::BadRequest { reason, .. } | Reply::Unavailable { reason, .. }) => {
             format!("error: {reason}")
         }
@@ -125,6 +128,32 @@ fn a_report_over_a_limit_is_refused_and_mended_by_full_state() {
     assert_eq!(refused, [Output::Send(Reply::BadRequest { uid: Some(uid(1)), reason })]);
     connection.frame(&frame(&heartbeat(1, 2)), NOW);
     assert_eq!(words(&mut connection), ["settled None", "answer ask"]);
+}
+
+fn custom_capabilities_are_answered_when_the_log_has_them() {
+    let mut connection = in_sync();
+    let naming = |sequence_num, names: Vec<String>| AgentToServer {
+        custom_capabilities: Some(CustomCapabilities { capabilities: names }),
+        ..heartbeat(1, sequence_num)
+    };
+    let names = vec!["a".to_owned(), "x".repeat(257), "b".to_owned()];
+    connection.frame(&frame(&naming(1, names)), NOW);
+    assert_eq!(words(&mut connection), ["publish #1"]);
+    published(&mut connection);
+    assert_eq!(words(&mut connection), ["settled Some(1)", "answer", "custom a,b"]);
+    connection.frame(&frame(&naming(2, Vec::new())), NOW);
+    words(&mut connection);
+    published(&mut connection);
+    assert_eq!(words(&mut connection), ["settled Some(2)", "answer", "custom "]);
+    connection.frame(&frame(&naming(3, vec!["n".to_owned(); 1000])), NOW);
+    words(&mut connection);
+    connection.published(uid(1), SessionId(Uuid::from_u128(1)), Err(not_now()), NOW);
+    assert_eq!(words(&mut connection), ["error: the log is away"], "nothing is answered that is not stored");
+    connection.frame(&frame(&naming(4, vec!["n".to_owned(); 1000])), NOW);
+    words(&mut connection);
+    published(&mut connection);
+    let answer = words(&mut connection).pop().unwrap();
+    assert_eq!(answer.matches('n').count(), 64, "{answer}");
 }
 
 #[test]

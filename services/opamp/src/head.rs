@@ -20,7 +20,11 @@ mod field {
     pub(super) const CAPABILITIES: u32 = 4;
     pub(super) const AGENT_DISCONNECT: u32 = 9;
     pub(super) const FLAGS: u32 = 10;
+    pub(super) const CUSTOM_CAPABILITIES: u32 = 12;
 }
+
+/// Custom capabilities of an agent that are answered, and the length of each name in bytes.
+const MAX_CUSTOM: (usize, usize) = (64, 256);
 
 /// A message that is refused: the reason is for the agent's operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -148,6 +152,19 @@ impl Head {
     /// Whether the agent says goodbye.
     pub fn is_disconnect(&self) -> bool {
         self.kinds & 1 << field::AGENT_DISCONNECT != 0
+    }
+
+    /// What the server answers to an agent that names its custom capabilities: the same ones, as it passes
+    /// the messages of every capability on (specification, "CustomCapabilities"). `message` is the one that
+    /// this is the head of.
+    pub fn custom_capabilities(&self, message: &Bytes) -> Option<Vec<String>> {
+        if self.kinds & 1 << field::CUSTOM_CAPABILITIES == 0 {
+            return None;
+        }
+        let mut names = AgentToServer::decode(message.clone()).ok()?.custom_capabilities?.capabilities;
+        names.retain(|name| name.len() <= MAX_CUSTOM.1);
+        names.truncate(MAX_CUSTOM.0);
+        Some(names)
     }
 
     /// The message for sequence tracking.

@@ -7,8 +7,8 @@ use muster_domain::capabilities::ServerCapabilities;
 use muster_domain::ids::InstanceUid;
 use muster_proto::opamp::server_error_response::Details;
 use muster_proto::opamp::{
-    AgentIdentification, RetryInfo, ServerErrorResponse, ServerErrorResponseType, ServerToAgent,
-    ServerToAgentFlags,
+    AgentIdentification, CustomCapabilities, RetryInfo, ServerErrorResponse, ServerErrorResponseType,
+    ServerToAgent, ServerToAgentFlags,
 };
 
 use crate::frame;
@@ -35,6 +35,14 @@ pub enum Reply {
     AskComponents {
         /// The agent.
         uid: InstanceUid,
+    }
+
+    /// The custom capabilities of the agent that the server takes part in.
+    CustomCapabilities {
+        /// The agent.
+        uid: InstanceUid,
+        /// Their names.
+        capabilities: Vec<String>,
     },
     /// The message is refused (ServerErrorResponseType.BadRequest).
     BadRequest {
@@ -74,6 +82,11 @@ impl Reply {
             Self::AskComponents { uid } => ServerToAgent {
                 instance_uid: uid.as_bytes().to_vec(),
                 flags: ServerToAgentFlags::ReportAvailableComponents as u64,
+            }
+
+            Self::CustomCapabilities { uid, capabilities } => ServerToAgent {
+                instance_uid: uid.as_bytes().to_vec(),
+                custom_capabilities: Some(CustomCapabilities { capabilities: capabilities.clone() }),
                 ..ServerToAgent::default()
             },
             Self::BadRequest { uid, reason } => {

@@ -53,6 +53,8 @@ pub(crate) struct Active {
     introduced: bool,
     /// The intent revision of the last offer.
     pub(crate) offered: IntentRevision,
+    /// Custom capabilities in what the log is taking, to be answered.
+    pub(crate) custom: Option<Vec<String>>,
     /// What the log is taking, and the session that it is of.
     pub(crate) in_flight: Option<(SessionId, InFlight)>,
     /// The session is to end for this reason once the log has what is in flight.
@@ -84,6 +86,7 @@ impl Active {
             announced: false,
             introduced: false,
             offered: IntentRevision::default(),
+            custom: None,
             in_flight: None,
             ending: None,
         }
@@ -122,6 +125,7 @@ impl Active {
         if head.capabilities != AgentCapabilities::default() {
             self.capabilities = head.capabilities;
         }
+        self.custom = head.custom_capabilities(&message);
         self.in_flight = Some((self.claimed.session, InFlight::Message(head)));
         self.attempted = true;
         outputs.push_back(Output::Publish(Publish {

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests end with their panics")]
 
 mod admission;
+mod commands;
 mod duplicates;
 mod offers;
 
