@@ -5,7 +5,9 @@
 mod agents;
 mod apply;
 mod assignments;
+mod commands;
 mod configs;
+mod events;
 mod labels;
 mod problem;
 mod retry;
@@ -15,17 +17,18 @@ mod views;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::middleware::{self, Next};
 use axum::response::Response;
+use axum::{Extension, Router};
 use muster_domain::ids::{Cell, Tenant};
 use muster_ports::Clock;
 use muster_ports::bus::{Bus, Subject};
 use muster_ports::ownership::Ownership;
-use muster_ports::store::{ComponentStore, FleetStore, IntentStore};
+use muster_ports::store::{CommandStore, ComponentStore, FleetStore, IntentStore};
 use prometheus::Registry;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::{debug, info, warn};
@@ -59,9 +62,11 @@ pub struct Engines {
     pub fleet: Arc<dyn FleetStore>,
     /// Components that agents can be configured with.
     pub components: Arc<dyn ComponentStore>,
+    /// Orders to agents.
+    pub commands: Arc<dyn CommandStore>,
     /// When agents were heard last.
     pub ownership: Arc<dyn Ownership>,
-    /// Wakes control.
+    /// Wakes control; what happens to agents.
     pub bus: Arc<dyn Bus>,
     /// The time.
     pub clock: Clock,
@@ -71,6 +76,8 @@ pub struct Engines {
 struct Shared {
     settings: Settings,
     engines: Engines,
+    /// A place for each listener of events.
+    listeners: Arc<Semaphore>,
 }
 
 impl Shared {
@@ -92,6 +99,7 @@ impl Shared {
     ),
     tags(
         (name = "agents", description = "The fleet: what agents report and what they should run."),
+        (name = "commands", description = "Orders to agents, each sent at most once."),
         (name = "configuration", description = "Templates, assignments, and applying manifests."),
         (name = "system", description = "Health of this process.")
     )
@@ -100,13 +108,18 @@ struct Documentation;
 
 /// All routes of the API, and those of [`system_router`].
 pub fn router(settings: Settings, engines: Engines, readiness: Readiness, metrics: Registry) -> Router {
-    let shared = Arc::new(Shared { settings, engines });
+    let listeners = Arc::new(Semaphore::new(events::MAX_LISTENERS));
+    let shared = Arc::new(Shared { settings, engines, listeners });
     let (system, system_document) = system_routes(readiness, metrics).split_for_parts();
     let (router, mut document) = OpenApiRouter::with_openapi(Documentation::openapi())
         .routes(routes!(agents::list))
         .routes(routes!(agents::get))
         .routes(routes!(labels::patch))
         .routes(routes!(retry::post))
+        .routes(routes!(commands::give, commands::latest))
+        .routes(routes!(commands::give_many, commands::list))
+        .routes(routes!(commands::get))
+        .routes(routes!(events::watch))
         .routes(routes!(apply::apply))
         .routes(routes!(configs::list))
         .routes(routes!(configs::get))
@@ -156,7 +169,8 @@ pub fn metrics_router(registry: Registry) -> Router {
     )
 }
 
-/// Serves a router on a listener until `stop` is cancelled and open requests are answered.
+/// Serves a router on a listener until `stop` is cancelled and open requests are answered. Streams of
+/// events end then.
 ///
 /// # Errors
 /// If the listener fails.
@@ -167,6 +181,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     info!(address = %listener.local_addr()?, "{name} is serving");
+    let router = router.layer(Extension(events::Stopping(stop.clone())));
     axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 

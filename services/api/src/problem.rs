@@ -51,8 +51,10 @@ pub(crate) enum ApiError {
     NotFound(String),
     /// The body is too large.
     TooLarge(String),
-    /// Another change came between, several times over.
+    /// What is there is not what the request was made for.
     Conflict(String),
+    /// The process does as much already as it may.
+    Busy(String),
     /// Manifests that cannot be applied.
     Manifests(Vec<ManifestError>),
     /// An engine is away.
@@ -72,6 +74,7 @@ impl IntoResponse for ApiError {
             Self::NotFound(detail) => problem(StatusCode::NOT_FOUND, detail),
             Self::TooLarge(detail) => problem(StatusCode::PAYLOAD_TOO_LARGE, detail),
             Self::Conflict(detail) => problem(StatusCode::CONFLICT, detail),
+            Self::Busy(detail) => problem(StatusCode::SERVICE_UNAVAILABLE, detail),
             Self::Manifests(errors) => {
                 let errors: Vec<_> = errors
                     .into_iter()

@@ -200,6 +200,7 @@ impl Server {
                 fold: as_fold(store),
                 components: as_components(store),
                 intent: as_intent(store),
+                commands: as_commands(store),
                 clock: clock.clone(),
                 random: system_random(),
                 spawner: tokio_spawner(),
@@ -217,6 +218,7 @@ impl Server {
                     intent: as_intent(store),
                     fleet: as_fleet(store),
                     components: as_components(store),
+                    commands: as_commands(store),
                     ownership: Arc::clone(&engines.ownership),
                     bus: Arc::clone(&engines.bus),
                     clock,
@@ -287,6 +289,9 @@ fn as_fleet(store: &Arc<dyn Store>) -> Arc<dyn muster_ports::store::FleetStore> 
 }
 
 fn as_components(store: &Arc<dyn Store>) -> Arc<dyn muster_ports::store::ComponentStore> {
+}
+
+fn as_commands(store: &Arc<dyn Store>) -> Arc<dyn muster_ports::store::CommandStore> {
     Arc::clone(store) as _
 }
 
