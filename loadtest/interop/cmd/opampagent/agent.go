@@ -18,6 +18,9 @@ import (
 	"github.com/open-telemetry/opamp-go/protobufs"
 )
 
+// pauseCapability is the custom capability of the specification's example.
+const pauseCapability = "io.opentelemetry.pause"
+
 // agent is the state behind the client's callbacks.
 type agent struct {
 	connection client.OpAMPClient
@@ -76,6 +79,33 @@ func (a *agent) onMessage(message *types.MessageData) {
 	if offer := message.RemoteConfig; offer != nil {
 		a.emit("remote_config", fields{"hash": hash(offer), "files": files(offer.GetConfig().GetConfigMap())})
 		a.begin(offer)
+	}
+	if custom := message.CustomCapabilities; custom != nil {
+		a.emit("custom_capabilities", fields{"capabilities": custom.GetCapabilities()})
+	}
+	if custom := message.CustomMessage; custom != nil {
+		a.onCustomMessage(custom)
+	}
+}
+
+// onCustomMessage tells of a message, and answers those of the pause capability as the specification shows.
+func (a *agent) onCustomMessage(message *protobufs.CustomMessage) {
+	a.emit("custom_message", fields{
+		"capability": message.GetCapability(),
+		"type":       message.GetType(),
+		"data":       string(message.GetData()),
+	})
+	if message.GetCapability() != pauseCapability {
+		return
+	}
+	status := fmt.Sprintf(`{"paused": %t}`, message.GetType() == "pause")
+	_, err := a.connection.SendCustomMessage(&protobufs.CustomMessage{
+		Capability: pauseCapability,
+		Type:       "status",
+		Data:       []byte(status),
+	})
+	if err != nil {
+		a.emit("client_error", fields{"error": err.Error()})
 	}
 }
 

@@ -34,6 +34,7 @@ type options struct {
 	attributes   pairs
 	headers      pairs
 	capabilities names
+	custom       names
 	reject       string
 	applyDelay   time.Duration
 	healthy      bool
@@ -63,6 +64,7 @@ func parse(args []string) (options, error) {
 	flags.Var(&opts.attributes, "attr", "key=value, may be repeated; identifying if the key starts with service.")
 	flags.Var(&opts.headers, "header", "key=value of an HTTP header, may be repeated")
 	flags.Var(&opts.capabilities, "capability", "a further agent capability by name, such as AcceptsRestartCommand; may be repeated")
+	flags.Var(&opts.custom, "custom-capability", "a custom capability, such as io.opentelemetry.pause, which it obeys; may be repeated")
 	flags.StringVar(&opts.reject, "reject", "", "answer FAILED to a remote config with this text in a file")
 	flags.DurationVar(&opts.applyDelay, "apply-delay", 0, "time from APPLYING to APPLIED or FAILED")
 	flags.BoolVar(&opts.healthy, "healthy", true, "the health to start with")
@@ -112,6 +114,12 @@ func run(opts options) error {
 	}
 	if err := connection.SetCapabilities(&capabilities); err != nil {
 		return err
+	}
+	if len(opts.custom) > 0 {
+		custom := &protobufs.CustomCapabilities{Capabilities: opts.custom}
+		if err := connection.SetCustomCapabilities(custom); err != nil {
+			return err
+		}
 	}
 
 	if opts.requestUid {

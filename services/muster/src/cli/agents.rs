@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
 use super::client::{Body, CliError, Client};
+use super::commands::{self, MessageArgs, Order};
 use super::output::{Page, Printer, age, moment, or_dash, plain, table, yes_or_no};
 
 /// Commands on agents.
@@ -45,6 +46,24 @@ pub enum AgentsCommand {
         #[arg(value_name = "KEY=VALUE|KEY-", required = true)]
         changes: Vec<String>,
     },
+    /// Restart agents that can (AcceptsRestartCommand).
+    Restart(Order),
+    /// Pause agents that can (io.opentelemetry.pause): they collect and send nothing.
+    Pause(Order),
+    /// Let paused agents go on.
+    Resume(Order),
+    /// Close the connection of agents; they come back by themselves.
+    Disconnect(Order),
+    /// Ask agents for their full state.
+    Report(Order),
+    /// Send agents a custom message.
+    Message(MessageArgs),
+    /// List the latest commands of an agent, and what became of them.
+    Commands {
+        /// The agent's instance_uid.
+        #[arg(value_name = "UID")]
+        uid: String,
+    },
 }
 
 impl AgentsCommand {
@@ -66,6 +85,13 @@ impl AgentsCommand {
                 let answer = client.call(Method::POST, &path, &[], Body::Nothing).await?;
                 printer.print(answer, |_| Ok(format!("{uid} is offered its config again\n")))
             }
+            Self::Restart(order) => order.run("restart", Value::Null, client, printer).await,
+            Self::Pause(order) => order.run("pause", Value::Null, client, printer).await,
+            Self::Resume(order) => order.run("resume", Value::Null, client, printer).await,
+            Self::Disconnect(order) => order.run("disconnect", Value::Null, client, printer).await,
+            Self::Report(order) => order.run("report", Value::Null, client, printer).await,
+            Self::Message(message) => message.run(client, printer).await,
+            Self::Commands { uid } => commands::latest(&uid, client, printer).await,
             Self::Label { uid, changes } => {
                 let (uid, patch) = (check_uid(&uid)?, patch(&changes)?);
                 let path = ["agents", &uid, "labels"];
@@ -80,7 +106,7 @@ impl AgentsCommand {
 }
 
 /// The uid as the API writes it.
-fn check_uid(uid: &str) -> Result<String, CliError> {
+pub(super) fn check_uid(uid: &str) -> Result<String, CliError> {
     let uid: InstanceUid = uid.parse().map_err(|error| CliError::Usage(format!("{error}")))?;
     Ok(uid.to_string())
 }

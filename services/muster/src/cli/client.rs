@@ -4,8 +4,9 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
-use reqwest::{Method, StatusCode, Url, redirect};
+use reqwest::{Method, Response, StatusCode, Url, redirect};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -14,6 +15,8 @@ use super::GlobalOptions;
 
 /// Most items that are asked for at once.
 const PAGE: usize = 1000;
+/// Time limit of a request without one.
+const FOR_EVER: Duration = Duration::from_secs(1 << 32);
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +61,17 @@ pub enum CliError {
         /// What is odd.
         cause: String,
     },
+    /// Commands that did not reach their agents' gateways.
+    #[error("{missing} of {of} commands were not sent")]
+    NotSent {
+        /// How many.
+        missing: usize,
+        /// Of so many.
+        of: usize,
+    },
+    /// A stream that should go on for ever.
+    #[error("Muster at {0} has ended the stream: it may be restarting")]
+    Ended(String),
     /// Muster refused the request.
     #[error("{0}")]
     Problem(Refusal),
@@ -134,6 +148,7 @@ pub(super) enum Body {
     Nothing,
     MergePatch(Value),
     Manifests(String),
+    Json(Value),
 }
 
 /// A connection to one server.
@@ -203,6 +218,7 @@ impl Client {
             Body::MergePatch(patch) => {
                 request.header(CONTENT_TYPE, "application/merge-patch+json").body(patch.to_string())
             }
+            Body::Json(value) => request.header(CONTENT_TYPE, "application/json").body(value.to_string()),
             Body::Manifests(text) => request.header(CONTENT_TYPE, "application/yaml").body(text),
         };
         let response = request.send().await.map_err(|error| self.failed(&error))?;
@@ -212,11 +228,47 @@ impl Client {
             return serde_json::from_slice(&bytes)
                 .map_err(|error| self.not_muster(&format!("its answer is not JSON, {error}")));
         }
-        match serde_json::from_slice::<Refusal>(&bytes) {
+        Err(self.refused(status, &bytes))
+    }
+
+    /// Opens a stream under `/api/v1`, that goes on for as long as the server wants.
+    pub(super) async fn stream(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Response, CliError> {
+        let request = self.http.get(self.url(path, query)?).timeout(FOR_EVER).send();
+        let response = match tokio::time::timeout(self.timeout, request).await {
+            Ok(response) => response.map_err(|error| self.failed(&error))?,
+            Err(_) => return Err(self.timed_out(self.timeout)),
+        };
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let bytes = response.bytes().await.map_err(|error| self.failed(&error))?;
+        Err(self.refused(status, &bytes))
+    }
+
+    /// The next bytes of a stream; `None` at its end.
+    pub(super) async fn next_bytes(
+        &self,
+        response: &mut Response,
+        silence: Duration,
+    ) -> Result<Option<Bytes>, CliError> {
+        match tokio::time::timeout(silence, response.chunk()).await {
+            // A connection that breaks ends the stream like any other end.
+            Ok(bytes) => Ok(bytes.unwrap_or_default()),
+            Err(_) => Err(self.timed_out(silence)),
+        }
+    }
+
+    fn timed_out(&self, timeout: Duration) -> CliError {
+        CliError::Timeout { server: self.server.clone(), timeout }
+    }
+
+    fn refused(&self, status: StatusCode, bytes: &[u8]) -> CliError {
+        match serde_json::from_slice::<Refusal>(bytes) {
             Ok(refusal) if !refusal.detail.is_empty() || !refusal.title.is_empty() => {
-                Err(CliError::Problem(refusal))
+                CliError::Problem(refusal)
             }
-            _ => Err(self.not_muster(&format!("it answers {}", in_words(status)))),
+            _ => self.not_muster(&format!("it answers {}", in_words(status))),
         }
     }
 
@@ -282,7 +334,7 @@ impl Client {
     fn failed(&self, error: &reqwest::Error) -> CliError {
         let server = self.server.clone();
         if error.is_timeout() {
-            return CliError::Timeout { server, timeout: self.timeout };
+            return self.timed_out(self.timeout);
         }
         match source_of::<io::Error>(error) {
             Some(io) if io.kind() == io::ErrorKind::ConnectionRefused => CliError::Refused(server),
@@ -290,7 +342,12 @@ impl Client {
         }
     }
 
-    fn not_muster(&self, cause: &str) -> CliError {
+    /// The server's address, without credentials.
+    pub(super) fn server(&self) -> &str {
+        &self.server
+    }
+
+    pub(super) fn not_muster(&self, cause: &str) -> CliError {
         CliError::NotMuster { server: self.server.clone(), cause: cause.to_owned() }
     }
 }

@@ -4,8 +4,10 @@ mod agents;
 mod apply;
 mod catalog;
 mod client;
+mod commands;
 mod output;
 mod sources;
+mod watch;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -19,7 +21,9 @@ pub use agents::AgentsCommand;
 pub use apply::ApplyArgs;
 pub use catalog::{AssignmentsCommand, ConfigsCommand};
 pub use client::{CliError, PlacedError, Refusal};
+pub use commands::{MessageArgs, Order};
 pub use output::Format;
+pub use watch::WatchArgs;
 
 use client::Client;
 use output::Printer;
@@ -66,11 +70,13 @@ pub struct GlobalOptions {
 /// What a client can do.
 #[derive(Debug, Clone, Subcommand)]
 pub enum ClientCommand {
-    /// List, show and label agents.
+    /// List, show, label and command agents.
     #[command(subcommand)]
     Agents(AgentsCommand),
     /// Apply manifests: all of them, or none if one is wrong.
     Apply(ApplyArgs),
+    /// Show what happens to agents, as it happens.
+    Watch(WatchArgs),
     /// List and show configuration templates.
     #[command(subcommand)]
     Configs(ConfigsCommand),
@@ -121,6 +127,7 @@ pub async fn execute(
     match command {
         ClientCommand::Agents(command) => command.run(&client, &mut printer).await,
         ClientCommand::Apply(args) => args.run(&client, &mut printer).await,
+        ClientCommand::Watch(args) => args.run(&client, &mut printer).await,
         ClientCommand::Configs(command) => command.run(&client, &mut printer).await,
         ClientCommand::Assignments(command) => command.run(&client, &mut printer).await,
     }

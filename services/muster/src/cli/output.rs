@@ -33,6 +33,16 @@ impl<'a> Printer<'a> {
         Self { format, out }
     }
 
+    /// How results are printed.
+    pub(super) fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Prints a line at once.
+    pub(super) fn line(&mut self, line: &str) -> Result<(), CliError> {
+        writeln!(self.out, "{line}").and_then(|()| self.out.flush()).map_err(CliError::Output)
+    }
+
     /// Prints an answer as it is, or for people as `text` makes of it.
     pub(super) fn print(
         &mut self,

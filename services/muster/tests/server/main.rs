@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests end with their panics")]
 
 mod bad_input;
+mod commands;
 mod demo;
 mod duplicates;
 mod fleet;
