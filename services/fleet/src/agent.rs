@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_proto::opamp::{
-    AgentConfigMap, AgentDisconnect, AgentRemoteConfig, AgentToServer, EffectiveConfig, RemoteConfigStatus,
-    RemoteConfigStatuses, ServerErrorResponse, ServerErrorResponseType, ServerToAgent, ServerToAgentFlags,
-    server_error_response::Details,
+    AgentConfigMap, AgentDisconnect, AgentRemoteConfig, AgentToServer, CustomCapabilities, CustomMessage,
+    EffectiveConfig, RemoteConfigStatus, RemoteConfigStatuses, ServerErrorResponse, ServerErrorResponseType,
+    ServerToAgent, ServerToAgentFlags, server_error_response::Details,
 };
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -17,6 +17,9 @@ use crate::identity::Identity;
 use crate::kind::Kind;
 use crate::options::Rejects;
 
+/// The custom capability by which agents pause and resume (specification, "Pause/Resume Example").
+const PAUSE: &str = "io.opentelemetry.pause";
+
 /// The sub-messages that the next report carries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Parts {
@@ -24,16 +27,28 @@ pub(crate) struct Parts {
     pub(crate) health: bool,
     pub(crate) effective_config: bool,
     pub(crate) config_status: bool,
+    pub(crate) custom_capabilities: bool,
+    /// Whether it is paused, by a custom message.
+    pub(crate) paused: bool,
 }
 
 impl Parts {
-    const ALL: Self = Self { description: true, health: true, effective_config: true, config_status: true };
+    const ALL: Self = Self {
+        description: true,
+        health: true,
+        effective_config: true,
+        config_status: true,
+        custom_capabilities: true,
+        paused: false,
+    };
 
     fn add(&mut self, other: Self) {
         self.description |= other.description;
         self.health |= other.health;
         self.effective_config |= other.effective_config;
         self.config_status |= other.config_status;
+        self.custom_capabilities |= other.custom_capabilities;
+        self.paused |= other.paused;
     }
 }
 
@@ -44,6 +59,8 @@ pub(crate) struct Received {
     pub(crate) offer: Option<Vec<u8>>,
     pub(crate) full_state_asked: bool,
     pub(crate) new_uid: bool,
+    /// The agent is to restart.
+    pub(crate) restart: bool,
     /// The server's error, for people.
     pub(crate) refused: Option<String>,
     /// The server is unavailable: close, and come back after this time if it said one.
@@ -80,6 +97,7 @@ pub(crate) struct Agent {
     applied_hash: Option<Vec<u8>>,
     status: RemoteConfigStatus,
     applying: Option<Applying>,
+    paused: bool,
     pub(crate) connected: bool,
 }
 
@@ -97,6 +115,7 @@ impl Agent {
             applied_hash: None,
             status: RemoteConfigStatus::default(),
             applying: None,
+            paused: false,
             connected: false,
         }
     }
@@ -126,7 +145,23 @@ impl Agent {
         });
         message.remote_config_status =
             (parts.config_status && kind.accepts_remote_config()).then(|| self.status.clone());
+        message.custom_capabilities = (parts.custom_capabilities && kind.pauses())
+            .then(|| CustomCapabilities { capabilities: vec![PAUSE.to_owned()] });
+        message.custom_message = parts.paused.then(|| CustomMessage {
+            capability: PAUSE.to_owned(),
+            r#type: "status".to_owned(),
+            data: format!("{{\"paused\": {}}}", self.paused).into_bytes(),
+        });
         message
+    }
+
+    /// Starts anew at `now`, in nanoseconds since 1970, with the configuration that it has.
+    pub(crate) fn restart(&mut self, now: u64) {
+        self.started = now;
+        self.sequence = 0;
+        self.pending = Parts::ALL;
+        self.applying = None;
+        self.paused = false;
     }
 
     /// The last message before the agent stops.
@@ -163,8 +198,25 @@ impl Agent {
             return received;
         }
         if message.command.is_some() {
-            received.wrong = Some("a command that the agent has no capability for".to_owned());
+            match self.identity.kind.restarts() {
+                true => received.restart = true,
+                false => {
+                    received.wrong = Some("a command that the agent has no capability for".to_owned());
+                }
+            }
             return received;
+        }
+        if let Some(custom) = message.custom_message {
+            match (self.identity.kind.pauses(), custom.capability.as_str(), custom.r#type.as_str()) {
+                (true, PAUSE, kind @ ("pause" | "resume")) => {
+                    self.paused = kind == "pause";
+                    self.pending.paused = true;
+                }
+                (true, PAUSE, _) => {}
+                _ => {
+                    received.wrong = Some("a custom message that the agent has no capability for".to_owned());
+                }
+            }
         }
         if let Some(identification) = message.agent_identification {
             match Uuid::from_slice(&identification.new_instance_uid) {

@@ -249,3 +249,37 @@ fn the_goodbye_is_numbered_like_the_rest() {
     assert_eq!(goodbye.sequence_num, 1);
     assert!(goodbye.agent_disconnect.is_some() && unset(&goodbye));
 }
+
+#[test]
+fn a_restart_begins_anew_where_it_is_obeyed() {
+    let restart = || ServerToAgent { command: Some(Default::default()), ..Default::default() };
+    let mut fixture = Fixture::settled(Kind::Collector);
+    fixture.next();
+    assert_eq!(fixture.receive(restart()), Received { restart: true, ..Received::default() });
+    fixture.agent.restart(STARTED + 9);
+    let message = fixture.next();
+    assert_eq!(message.sequence_num, 0);
+    assert!(message.agent_description.is_some());
+    assert_eq!(message.health.unwrap().start_time_unix_nano, STARTED + 9);
+    let received = Fixture::settled(Kind::Custom).receive(restart());
+    assert!(received.wrong.is_some() && !received.restart, "{received:?}");
+}
+
+#[test]
+fn a_pause_is_obeyed_and_answered() {
+    let message = |kind: &str| {
+        let custom_message =
+            CustomMessage { capability: PAUSE.to_owned(), r#type: kind.to_owned(), data: Vec::new() };
+        ServerToAgent { custom_message: Some(custom_message), ..Default::default() }
+    };
+    let mut fixture = Fixture::new(Kind::Custom);
+    assert_eq!(fixture.next().custom_capabilities.unwrap().capabilities, [PAUSE]);
+    for (kind, expected) in [("pause", r#"{"paused": true}"#), ("resume", r#"{"paused": false}"#)] {
+        assert_eq!(fixture.receive(message(kind)), Received::default());
+        let status = fixture.next().custom_message.unwrap();
+        assert_eq!((status.r#type.as_str(), status.data.as_slice()), ("status", expected.as_bytes()));
+    }
+    fixture.receive(message("status"));
+    assert!(!fixture.agent.has_news(), "what is not known is ignored");
+    assert!(Fixture::settled(Kind::Collector).receive(message("pause")).wrong.is_some());
+}

@@ -59,9 +59,20 @@ impl Kind {
             true => {
                 all | AgentCapabilities::AcceptsRemoteConfig as u64
                     | AgentCapabilities::ReportsRemoteConfig as u64
+                    | AgentCapabilities::AcceptsRestartCommand as u64
             }
             false => all,
         }
+    }
+
+    /// Whether agents of this kind obey the restart command, as a supervisor does.
+    pub fn restarts(self) -> bool {
+        self.capabilities() & AgentCapabilities::AcceptsRestartCommand as u64 != 0
+    }
+
+    /// Whether agents of this kind pause and resume.
+    pub fn pauses(self) -> bool {
+        self == Self::Custom
     }
 
     pub(crate) fn versions(self) -> &'static [&'static str] {

@@ -61,6 +61,8 @@ enum End {
     Stopped,
     /// The connection is gone.
     Lost(String),
+    /// The agent restarts.
+    Restarted,
     /// The server is unavailable and may have said for how long.
     Unavailable(Option<Duration>),
 }
@@ -138,6 +140,11 @@ impl Runner {
                                 stats.drops += 1;
                                 stats.last_error = Some(reason);
                             });
+                            Duration::ZERO
+                        }
+                        End::Restarted => {
+                            tracing::debug!(agent = self.order, "restarted");
+                            lock(&agent).restart(unix_nanos());
                             Duration::ZERO
                         }
                         End::Unavailable(Some(wait)) => {
@@ -255,7 +262,10 @@ impl Runner {
         };
         let rejects = &context.options.rejects;
         let received = lock(&self.agent).receive(message, &context.configs, rejects, Instant::now(), delay);
-        let unavailable = received.unavailable;
+        let end = match received.unavailable {
+            Some(wait) => Some(End::Unavailable(wait)),
+            None => received.restart.then_some(End::Restarted),
+        };
         context.stats.send_modify(|stats| {
             stats.received += 1;
             stats.full_states_asked += u64::from(received.full_state_asked);
@@ -271,7 +281,7 @@ impl Runner {
                 stats.error(reason);
             }
         });
-        unavailable.map(End::Unavailable)
+        end
     }
 
     /// Ends applying a configuration if its time has come.
