@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use muster_domain::agent::{Agent, ConfigChange, EndReason, Transport};
+use muster_domain::agent::{Agent, ConfigChange, Transport};
 use muster_domain::ids::Timestamp;
 use muster_domain::report::{
     Attributes, Component, Components, ConfigFile, ConfigMap, ConfigStatus, Description, Health,

@@ -205,6 +205,7 @@ mod tests {
             leases: Arc::new(MemoryKeyValue::new(None)),
             values: Arc::new(MemoryKeyValue::new(None)),
             fold: store.clone(),
+            components: store.clone(),
             intent: store.clone(),
             commands: store.clone(),
             clock: Arc::new(|| Timestamp(1)),

@@ -20,7 +20,7 @@ use muster_ports::log::Log;
 use muster_ports::store::{
     CommandStore, Commit, CommitError, FleetStore, FoldStore, PartitionRow, StoredAgent,
 };
-use muster_ports::{EngineError, LEASE_TTL, Spawner};
+use muster_ports::{EngineError, LEASE_TTL, Random, Spawner};
 use muster_proto::Message;
 use muster_proto::bus::agent_event::Event;
 use muster_proto::bus::send_command;
@@ -183,7 +183,9 @@ impl Cluster {
             fold,
             intent: self.store.clone(),
             commands: self.store.clone(),
+            components: self.store.clone(),
             clock: Arc::new(now),
+            random: Random::new(|| Uuid::now_v7().as_u64_pair().1),
             spawner: Spawner::new(move |task| {
                 let mut gone = spawned.subscribe();
                 drop(tokio::spawn(async move {

@@ -1,6 +1,6 @@
 //! A connection: frames of an agent, and what engines and control do meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,6 +26,8 @@ pub fn session(data: &[u8]) {
         now: Timestamp(1_000_000),
         claims: 0,
         claiming: Vec::new(),
+        issuing: Vec::new(),
+        new_uids: BTreeSet::new(),
         sessions: BTreeMap::new(),
         publishing: Vec::new(),
     };
@@ -48,6 +50,9 @@ struct Run<'a> {
     now: Timestamp,
     claims: u64,
     claiming: Vec<InstanceUid>,
+    issuing: Vec<InstanceUid>,
+    /// Uids that were made for agents; their first messages carry other ones.
+    new_uids: BTreeSet<InstanceUid>,
     sessions: BTreeMap<InstanceUid, SessionId>,
     publishing: Vec<(InstanceUid, SessionId)>,
 }
@@ -88,7 +93,7 @@ impl Run<'_> {
 
     fn step(&mut self, step: u8) {
         let now = self.now;
-        match step % 12 {
+        match step % 15 {
             0 | 1 => {
                 let frame = self.frame();
                 self.machine.frame(&frame, now);
@@ -108,7 +113,7 @@ impl Run<'_> {
             4 | 5 => {
                 if !self.publishing.is_empty() {
                     let (uid, session) = self.publishing.remove(0);
-                    let result = if step % 12 == 4 { Ok(()) } else { Err(not_now()) };
+                    let result = if step % 15 == 4 { Ok(()) } else { Err(not_now()) };
                     self.machine.published(uid, session, result, now);
                 }
             }
@@ -135,6 +140,28 @@ impl Run<'_> {
                 let revision = IntentRevision(self.byte().unwrap_or_default().into());
                 let _ = self.machine.offer(uid, session, revision);
             }
+            11 => {
+                if let Some(uid) = self.issuing.pop() {
+                    let claimed = self.claimed();
+                    let new_uid = InstanceUid(Uuid::from_u128(claimed.claim.0.into()));
+                    if self.machine.issued(uid, new_uid, claimed, now) {
+                        self.new_uids.insert(new_uid);
+                        self.sessions.insert(new_uid, claimed.session);
+                    }
+                }
+            }
+            12 => {
+                if let Some(uid) = self.claiming.pop().or_else(|| self.issuing.pop()) {
+                    let new_uid = self.byte().map(|byte| InstanceUid(Uuid::from_u128(byte.into())));
+                    let given = self.machine.duplicate(uid, new_uid, now);
+                    assert!(given.is_none() || given == new_uid, "a uid is given that nobody made");
+                }
+            }
+            13 => {
+                if let Some(uid) = self.issuing.pop() {
+                    self.machine.claim_failed(uid, &not_now());
+                }
+            }
             _ => {
                 self.now = now.plus(Duration::from_secs(self.byte().unwrap_or_default().into()));
                 if self.machine.poll_timeout().is_some_and(|due| due <= self.now) {
@@ -151,24 +178,28 @@ impl Run<'_> {
             assert!(outputs <= 1000, "outputs do not end");
             match output {
                 Output::Claim(uid) => self.claiming.push(uid),
+                Output::Issue(uid) => self.issuing.push(uid),
                 Output::Publish(publish) => {
                     if let Some((head, message)) = publish.message {
-                        check_published(publish.uid, head, message);
+                        assert!(head.uid == publish.uid || self.new_uids.contains(&publish.uid));
+                        check_published(head, message);
                     }
                     self.publishing.push((publish.uid, publish.session));
                 }
                 Output::Send(reply) => check_reply(&reply),
-                Output::Settled { .. } | Output::Ended { .. } => {}
+                Output::Settled { .. }
+                | Output::Ended { .. }
+                | Output::Taken { .. }
+                | Output::NotTaken(_) => {}
             }
         }
     }
 }
 
-fn check_published(uid: InstanceUid, head: Head, message: Bytes) {
-    assert_eq!(head.uid, uid);
+fn check_published(head: Head, message: Bytes) {
     let publishable = head.publishable(message);
     match AgentToServer::decode(publishable.clone()) {
-        Ok(decoded) => assert_eq!(decoded.instance_uid, uid.as_bytes()),
+        Ok(decoded) => assert_eq!(decoded.instance_uid, head.uid.as_bytes()),
         Err(error) => panic!("what is published cannot be decoded: {error}"),
     }
     match Head::read(&publishable) {

@@ -214,10 +214,6 @@ impl Mailbox {
             let reclaim = waiting.reclaim.into_iter().map(|(uid, session)| Order::Reclaim(uid, session));
             let orders: Vec<_> =
                 close.chain(probes).chain(full).chain(offers).chain(components).chain(reclaim).collect();
-            if !orders.is_empty() {
-            }
-
-            let orders: Vec<_> = close.chain(probes).chain(full).chain(offers).chain(reclaim).collect();
             if !orders.is_empty() || has_commands {
                 return orders;
             }

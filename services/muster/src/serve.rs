@@ -289,6 +289,7 @@ fn as_fleet(store: &Arc<dyn Store>) -> Arc<dyn muster_ports::store::FleetStore> 
 }
 
 fn as_components(store: &Arc<dyn Store>) -> Arc<dyn muster_ports::store::ComponentStore> {
+    Arc::clone(store) as _
 }
 
 fn as_commands(store: &Arc<dyn Store>) -> Arc<dyn muster_ports::store::CommandStore> {

@@ -130,6 +130,7 @@ fn a_report_over_a_limit_is_refused_and_mended_by_full_state() {
     assert_eq!(words(&mut connection), ["settled None", "answer ask"]);
 }
 
+#[test]
 fn custom_capabilities_are_answered_when_the_log_has_them() {
     let mut connection = in_sync();
     let naming = |sequence_num, names: Vec<String>| AgentToServer {

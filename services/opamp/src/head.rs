@@ -7,8 +7,9 @@ use bytes::{Buf, Bytes};
 use muster_domain::capabilities::AgentCapabilities;
 use muster_domain::ids::InstanceUid;
 use muster_domain::sequence::Numbered;
+use muster_proto::Message as _;
 use muster_proto::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
-use muster_proto::opamp::AgentToServerFlags;
+use muster_proto::opamp::{AgentToServer, AgentToServerFlags};
 
 use crate::bounds;
 

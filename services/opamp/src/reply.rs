@@ -35,8 +35,7 @@ pub enum Reply {
     AskComponents {
         /// The agent.
         uid: InstanceUid,
-    }
-
+    },
     /// The custom capabilities of the agent that the server takes part in.
     CustomCapabilities {
         /// The agent.
@@ -82,8 +81,8 @@ impl Reply {
             Self::AskComponents { uid } => ServerToAgent {
                 instance_uid: uid.as_bytes().to_vec(),
                 flags: ServerToAgentFlags::ReportAvailableComponents as u64,
-            }
-
+                ..ServerToAgent::default()
+            },
             Self::CustomCapabilities { uid, capabilities } => ServerToAgent {
                 instance_uid: uid.as_bytes().to_vec(),
                 custom_capabilities: Some(CustomCapabilities { capabilities: capabilities.clone() }),
