@@ -17,8 +17,7 @@ use muster_domain::selector::AgentSelector;
 use muster_ports::EngineError;
 use muster_ports::log::Position;
 use muster_ports::store::{
-    AgentWrite, CommandStore, Commit, CommitError, ComponentStore, FleetStore, FoldStore, IntentError,
-    IntentStore, MAX_COMPONENT_LISTS, PartitionRow, Quarantined, QueueError, QueuedCommand, StoredAgent,
+    AgentWrite, CommandStore, Commit, CommitError, ComponentStore, FleetStore, FoldStore, IntentError, IntentStore, MAX_COMPONENT_LISTS, PartitionRow, Quarantined, QueueError, QueuedCommand, RESYNC_LIFT, RecoveryStore, StoredAgent,
 };
 use uuid::Uuid;
 
@@ -391,5 +390,18 @@ impl CommandStore for MemoryStore {
             tables.commands.remove(id);
         }
         Ok(old.len())
+impl RecoveryStore for MemoryStore {
+    async fn resync(&self, cell: &Cell) -> Result<BTreeMap<Tenant, IntentRevision>, EngineError> {
+        let mut tables = lock(&self.tables);
+        for partition in Partition::all() {
+            let first = PartitionRow { epoch: 1, position: Position(0), message: None, generation: 0 };
+            let row = tables.partitions.entry((cell.clone(), partition)).or_insert(first);
+            row.epoch += RESYNC_LIFT;
+            row.generation += RESYNC_LIFT;
+        }
+        for intent in tables.intents.values_mut() {
+            intent.revision.0 += RESYNC_LIFT;
+        }
+        Ok(tables.intents.iter().map(|(tenant, intent)| (tenant.clone(), intent.revision)).collect())
     }
 }

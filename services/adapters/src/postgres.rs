@@ -12,6 +12,7 @@ mod fleet;
 mod fold;
 mod intent;
 mod migrate;
+mod recovery;
 mod rows;
 mod selector;
 mod write;

@@ -11,6 +11,7 @@ mod fleet;
 mod fold;
 mod intent;
 mod open;
+mod recovery;
 mod rows;
 mod write;
 

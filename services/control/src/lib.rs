@@ -29,6 +29,7 @@ use muster_ports::kv::KeyValue;
 use muster_ports::log::Log;
 use muster_ports::store::{CommandStore, ComponentStore, FoldStore, IntentStore};
 use muster_ports::{Clock, EngineError, Random, Spawner};
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
@@ -83,7 +84,7 @@ pub struct Engines {
     /// Leases of gateways and controls: a bucket with a time to live of
     /// [`LEASE_TTL`](muster_ports::LEASE_TTL).
     pub leases: Arc<dyn KeyValue>,
-    /// Floors: a bucket without a time to live.
+    /// Floors and epochs: a bucket without a time to live.
     pub values: Arc<dyn KeyValue>,
     /// State of agents.
     pub fold: Arc<dyn FoldStore>,
@@ -116,6 +117,8 @@ struct Shared {
     intents: intents::Intents,
     commands: commands::Commands,
     events: events::Events,
+    /// Workers take turns at the value that all write.
+    raising_epochs: Mutex<()>,
     outages: outages::Outages,
     /// Memory for blobs that are folded.
     room: blobs::Room,
@@ -132,6 +135,7 @@ impl Shared {
             intents: intents::Intents::default(),
             commands: commands::Commands::default(),
             events: events::Events::default(),
+            raising_epochs: Mutex::default(),
             outages: outages::Outages::default(),
             room: blobs::Room::default(),
             bodies: blobs::Bodies::default(),

@@ -9,14 +9,15 @@ pub(crate) mod commands;
 mod components;
 mod read;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_domain::ids::{
-    AgentKey, GatewayId, Incarnation, IntentRevision, MessageId, Partition, SessionId, Tenant, Timestamp,
-};
+use bytes::Bytes;
+use muster_domain::ids::{AgentKey, Incarnation, IntentRevision, MessageId, Partition, Tenant, Timestamp};
 use muster_ports::EngineError;
+use muster_ports::bus::Subject;
+use muster_ports::epochs;
 use muster_ports::log::{LogEntry, LogReader, Position};
 use muster_ports::store::{Commit, CommitError, PartitionRow, StoredAgent};
 use muster_proto::Message;
@@ -38,9 +39,6 @@ const CACHE: usize = 64;
 const PAGE: usize = 500;
 /// First and longest wait before a worker that failed begins again.
 const RESTART: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
-/// After the loss of a log, a partition asks this many agents for full state this often.
-const ASKS: usize = 2;
-const ASK_EVERY: Duration = Duration::from_millis(100);
 /// A worker that stops folds what comes within this time after the entry before.
 const LAST_WORDS: Duration = Duration::from_millis(50);
 
@@ -70,8 +68,6 @@ struct Worker<'a> {
     /// Agents whose offer is repeated at that time unless they report.
     due: BTreeSet<(Timestamp, AgentKey)>,
     due_at: BTreeMap<AgentKey, Timestamp>,
-    /// Sessions that began with a log that is lost: they are asked for full state, some at a time.
-    to_ask: VecDeque<(AgentKey, SessionId, GatewayId)>,
     /// Traces of the entries that are folded now.
     folding: Folding,
     stop: &'a CancellationToken,
@@ -127,22 +123,19 @@ async fn work(
         looked_at: BTreeMap::new(),
         due: BTreeSet::new(),
         due_at: BTreeMap::new(),
-        to_ask: VecDeque::new(),
         folding: Folding::default(),
         stop,
         lists: Lists::default(),
         commands: commands::Waiting::default(),
     };
-    let is_new_epoch = worker.verify_epoch().await?;
+    worker.verify_epoch().await?;
     let mut reader = shared.engines.log.read(partition, worker.row.position).await?;
     changed.mark_unchanged();
-    worker.look_at_all(&shared.intents.planners(), true, is_new_epoch).await?;
+    worker.look_at_all(&shared.intents.planners(), true).await?;
     queued.mark_changed();
 
     let mut sweep = tokio::time::interval(shared.settings.sweep_every);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut asks = tokio::time::interval(ASK_EVERY);
-    asks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut purged = Position::default();
     let mut intent_first = true;
     loop {
@@ -162,6 +155,7 @@ async fn work(
                 worker.take_commands(queued.get(&partition).map_or(&[], Vec::as_slice)).await?;
             }
             _ = sweep.tick() => {
+                worker.verify_row().await?;
                 worker.end_orphans().await?;
                 worker.lists.ask(shared).await;
                 // What is folded may go, but for the entry that the log is recognised by.
@@ -170,14 +164,13 @@ async fn work(
                     shared.engines.log.purge(partition, purged).await?;
                 }
             }
-            _ = asks.tick(), if !worker.to_ask.is_empty() => worker.ask_some().await,
             news = next_news(&mut *reader, changed, intent_first, shared.settings.max_batch) => match news {
                 News::Entries(entries) => {
                     worker.fold(entries?).await?;
                     intent_first = true;
                 }
                 News::Intent => {
-                    worker.look_at_all(&shared.intents.planners(), false, false).await?;
+                    worker.look_at_all(&shared.intents.planners(), false).await?;
                     intent_first = false;
                 }
             }
@@ -225,27 +218,45 @@ impl Worker<'_> {
         (self.shared.engines.clock)()
     }
 
-    /// Makes sure that the log is the one that the row's position is of; otherwise opens an epoch.
-    /// Returns whether it did.
-    async fn verify_epoch(&mut self) -> Result<bool, Restart> {
+    /// Makes sure that the log is the one that the row's position is of, and the store one that was not set
+    /// back; otherwise opens an epoch. Gateways learn of every epoch, and ask their agents for full state when
+    /// it has risen.
+    async fn verify_epoch(&mut self) -> Result<(), Restart> {
+        let (bucket, cell) = (self.shared.engines.values.as_ref(), &self.shared.settings.cell);
         let row = self.row;
-        if row.position == Position::default() {
-            return Ok(false);
+        let told = epochs::load(bucket, cell).await?.of(self.partition);
+        let is_known = row.position == Position::default() || {
+            let found = self.shared.engines.log.id_at(self.partition, row.position).await?;
+            found.is_some() && found == row.message
+        };
+        if !is_known || told > row.epoch {
+            let progress = match is_known {
+                true => (told + 1, row.position, row.message),
+                false => (row.epoch.max(told) + 1, Position::default(), None),
+            };
+            debug!(partition = %self.partition, epoch = progress.0, position = row.position.0, told, "the log or the store is not the one of before: a new epoch begins");
+            let commit = self.commit(progress, BTreeMap::new(), Vec::new());
+            self.row = self.write(commit).await.map_err(|error| match error {
+                CommitError::Engine(error) => Restart::Engine(error),
+                CommitError::Rejected { reason } => Restart::Rejected(reason),
+                CommitError::RowMoved | CommitError::IntentMoved(_) | CommitError::CommandMoved(_) => {
+                    Restart::RowMoved
+                }
+            })?;
         }
-        let found = self.shared.engines.log.id_at(self.partition, row.position).await?;
-        if found.is_some() && found == row.message {
-            return Ok(false);
+        if self.row.epoch > told {
+            let _turn = self.shared.raising_epochs.lock().await;
+            epochs::raise(bucket, cell, self.partition, self.row.epoch).await?;
+            // Gateways look by themselves if this is lost.
+            let _ = self.shared.engines.bus.publish(&Subject::Floors(cell.clone()), Bytes::new()).await;
         }
-        debug!(partition = %self.partition, epoch = row.epoch + 1, position = row.position.0, "the log is not the one that was folded before: a new epoch begins");
-        let commit = self.commit((row.epoch + 1, Position::default(), None), BTreeMap::new(), Vec::new());
-        self.row = self.write(commit).await.map_err(|error| match error {
-            CommitError::Engine(error) => Restart::Engine(error),
-            CommitError::Rejected { reason } => Restart::Rejected(reason),
-            CommitError::RowMoved | CommitError::IntentMoved(_) | CommitError::CommandMoved(_) => {
-                Restart::RowMoved
-            }
-        })?;
-        Ok(true)
+        Ok(())
+    }
+
+    /// Makes sure that the row is the one that this worker left: a quiet one would not notice for long.
+    async fn verify_row(&self) -> Result<(), Restart> {
+        let row = self.shared.engines.fold.partition(&self.shared.settings.cell, self.partition).await?;
+        if row == self.row { Ok(()) } else { Err(Restart::RowMoved) }
     }
 
     fn commit(
@@ -481,8 +492,8 @@ impl Worker<'_> {
     }
 
     /// Decides for all agents of the tenants whose intent moved since the last look, and at the
-    /// worker's start for all agents. `ask`: notes the connected ones, to be asked for full state.
-    async fn look_at_all(&mut self, planners: &Planners, start: bool, ask: bool) -> Result<(), Restart> {
+    /// worker's start for all agents.
+    async fn look_at_all(&mut self, planners: &Planners, start: bool) -> Result<(), Restart> {
         let moved: BTreeMap<_, _> = planners
             .iter()
             .map(|(tenant, planner)| (tenant.clone(), planner.revision()))
@@ -497,12 +508,6 @@ impl Worker<'_> {
             let page =
                 self.shared.engines.fold.partition_agents(cell, self.partition, after.as_ref(), PAGE).await?;
             let Some(last) = page.last().map(|stored| stored.agent.key.clone()) else { break };
-            if ask {
-                self.to_ask.extend(page.iter().filter_map(|stored| {
-                    let session = stored.agent.live_session()?;
-                    Some((stored.agent.key.clone(), session.id, session.gateway.clone()))
-                }));
-            }
             let keys: BTreeSet<_> = page
                 .iter()
                 .map(|stored| stored.agent.key.clone())
@@ -523,14 +528,6 @@ impl Worker<'_> {
         }
         self.looked_at.extend(moved);
         Ok(())
-    }
-
-    /// Asks some of those that wait for it for their full state.
-    async fn ask_some(&mut self) {
-        for _ in 0..ASKS {
-            let Some((key, session, gateway)) = self.to_ask.pop_front() else { return };
-            offers::request_full_state(self.shared, &key, session, &gateway).await;
-        }
     }
 
     /// Ends sessions whose gateway's life is over.

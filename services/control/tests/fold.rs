@@ -12,12 +12,13 @@ use muster_domain::ids::{AgentKey, Cell, Incarnation, InstanceUid, MessageId, Pa
 use muster_domain::intent::plan;
 use muster_domain::manifest;
 use muster_ports::bus::{Bus, Subject};
-use muster_ports::floors;
 use muster_ports::log::Log;
 use muster_ports::store::{
-    AgentWrite, Commit, CommitError, FleetStore, FoldStore, IntentStore, PartitionRow, StoredAgent,
+    AgentWrite, Commit, CommitError, FleetStore, FoldStore, IntentStore, PartitionRow, RESYNC_LIFT,
+    RecoveryStore, StoredAgent,
 };
 use muster_ports::{EngineError, LEASE_TTL, Random, Spawner};
+use muster_ports::{epochs, floors};
 use muster_proto::Message;
 use muster_proto::bus::delivery::Action;
 use muster_proto::bus::{Delivery, Envelope, SessionStarted};
@@ -450,37 +451,52 @@ async fn floors_rise_before_the_offers_of_a_changed_assignment() {
     cluster.stop().await;
 }
 
-#[tokio::test]
-async fn a_busy_partition_still_asks_for_full_state_after_the_loss_of_its_log() {
-    let mut cluster = Cluster::new();
-    let gateway = Subject::Deliveries("default".parse().unwrap(), "gw".parse().unwrap());
-    cluster.start_control();
-    let partition = Partition::of(&key(0));
-    let keys: Vec<_> = (0..10_000).map(key).filter(|key| Partition::of(key) == partition).take(2).collect();
-    cluster.report(&keys[0], 0).await;
-    cluster.agents_at(&keys[..1], 0).await;
-    cluster.stop().await;
-
-    cluster.log = Arc::new(MemoryLog::default());
-    cluster.stop = CancellationToken::new();
-    let mut deliveries = cluster.bus.subscribe(&gateway).await.unwrap();
-    cluster.start_control();
-    // The other agent never leaves the worker a pause.
-    let busy = async {
-        for n in 0.. {
-            cluster.report(&keys[1], n).await;
-            tokio::time::sleep(Duration::from_millis(5)).await;
+/// Waits until gateways are told of an epoch of the agent's partition from this on.
+async fn told(cluster: &Cluster, key: &AgentKey, epoch: u64) -> u64 {
+    let cell = "default".parse().unwrap();
+    let told = async {
+        loop {
+            let found = epochs::load(cluster.values.as_ref(), &cell).await.unwrap().of(Partition::of(key));
+            if found >= epoch {
+                return found;
+            }
+            tokio::task::yield_now().await;
         }
     };
-    let asked = async {
-        let received = deliveries.next().await.unwrap();
-        let action = Delivery::decode(received.payload).unwrap().action;
-        let Some(Action::RequestFullState(asked)) = action else { unreachable!("{action:?}") };
-        assert_eq!(asked.sessions[0].instance_uid, keys[0].uid.as_bytes().as_slice());
-    };
-    tokio::select! {
-        () = busy => {}
-        asked = tokio::time::timeout(SOON, asked) => asked.unwrap(),
-    }
+    tokio::time::timeout(SOON, told).await.unwrap()
+}
+
+#[tokio::test]
+async fn gateways_are_told_of_every_epoch() {
+    let mut cluster = Cluster::new();
+    let cell: Cell = "default".parse().unwrap();
+    cluster.start_control();
+    let keys = [key(1)];
+    assert_eq!(told(&cluster, &keys[0], 1).await, 1);
+    cluster.report(&keys[0], 0).await;
+    cluster.agents_at(&keys, 0).await;
+    cluster.stop().await;
+
+    // Another log.
+    cluster.log = Arc::new(MemoryLog::default());
+    cluster.stop = CancellationToken::new();
+    cluster.start_control();
+    assert_eq!(told(&cluster, &keys[0], 2).await, 2);
+    cluster.report(&keys[0], 1).await;
+    cluster.agents_at(&keys, 1).await;
+
+    // A store of which an operator says that it was restored, while control runs.
+    cluster.store.resync(&cell).await.unwrap();
+    cluster.report(&keys[0], 2).await;
+    cluster.agents_at(&keys, 2).await;
+    assert_eq!(told(&cluster, &keys[0], 3).await, 2 + RESYNC_LIFT);
+    cluster.stop().await;
+
+    // One of which nobody says so, and which knows of an earlier epoch than gateways do.
+    cluster.store = Arc::default();
+    cluster.log = Arc::new(MemoryLog::default());
+    cluster.stop = CancellationToken::new();
+    cluster.start_control();
+    assert_eq!(told(&cluster, &keys[0], 3 + RESYNC_LIFT).await, 3 + RESYNC_LIFT);
     cluster.stop().await;
 }

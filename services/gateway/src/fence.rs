@@ -112,11 +112,15 @@ impl Fence {
     }
 }
 
-/// Keeps to the floors until `stop`.
+/// Keeps to the floors until `stop`, and looks for new epochs of the log, which are in the same bucket.
 pub(crate) async fn keep(shared: Arc<Shared>, mut wake: Box<dyn Subscription>, stop: CancellationToken) {
     let fence = &shared.fence;
     loop {
-        match tokio::time::timeout(DEADLINE, fence.look(&shared)).await {
+        let look = async {
+            fence.look(&shared).await?;
+            shared.lives.look(&shared).await
+        };
+        match tokio::time::timeout(DEADLINE, look).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tell(&shared, &error),
             Err(_) => tell(&shared, &"no answer in time"),
@@ -133,7 +137,7 @@ pub(crate) async fn keep(shared: Arc<Shared>, mut wake: Box<dyn Subscription>, s
 
 fn tell(shared: &Shared, error: &dyn std::fmt::Display) {
     if let Some(more) = shared.outages.floors.tell((shared.engines.clock)()) {
-        warn!(%error, more, "floors could not be read; they are read again");
+        warn!(%error, more, "floors and epochs could not be read; they are read again");
     }
 }
 

@@ -1,9 +1,11 @@
 //! The gateway's lease: as long as it is renewed, sessions of this life of the gateway are alive.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use muster_domain::ids::Partition;
 use muster_ports::EngineError;
 use muster_ports::kv::{Precondition, PutError};
 use muster_proto::Message;
@@ -17,9 +19,11 @@ use crate::mailbox::Order;
 
 /// How often it is renewed.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
-/// After a lapse, this many sessions are claimed anew this often.
+/// In a new life, this many sessions are claimed anew this often.
 const RECLAIMS: usize = 50;
 const RECLAIM_EVERY: Duration = Duration::from_millis(50);
+/// Partitions that open an epoch do so together; the gateway waits this long for the others.
+const EPOCHS_SETTLE: Duration = Duration::from_secs(2);
 
 fn key(shared: &Shared) -> String {
     format!("gateways/{}/{}", shared.settings.cell, shared.settings.gateway)
@@ -45,10 +49,12 @@ pub(crate) async fn take(shared: &Shared) -> Result<(), EngineError> {
 }
 
 /// Renews the lease until `stop`. When it has lapsed, a new life begins: others may have ended this
-/// gateway's sessions, so it claims them anew.
+/// gateway's sessions, so it claims them anew. So it does when an epoch of the log has begun: the store may
+/// know other sessions than there are, and not all that agents have said.
 pub(crate) async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(RENEW_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut to_ask = BTreeSet::new();
     loop {
         // The stop comes once; until then every tick is taken.
         tokio::select! {
@@ -56,19 +62,25 @@ pub(crate) async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
             () = shared.fence.risen.notified() => {}
+            () = shared.lives.risen.notified() => tokio::time::sleep(EPOCHS_SETTLE).await,
         }
         let lapsed = !shared.fence.is_leased();
-        if lapsed {
+        to_ask.extend(shared.lives.take_to_ask());
+        let begins_anew = lapsed || !to_ask.is_empty();
+        if begins_anew {
             shared.new_incarnation();
         }
         match tokio::time::timeout(RENEW_EVERY, take(&shared)).await {
             Ok(Ok(())) => {
-                if lapsed {
-                    warn!(event = "lease_lapsed", gateway = %shared.settings.gateway, incarnation = %shared.incarnation(), "the gateway's lease had lapsed: its sessions are claimed anew");
+                if begins_anew {
+                    if lapsed {
+                        warn!(event = "lease_lapsed", gateway = %shared.settings.gateway, incarnation = %shared.incarnation(), "the gateway's lease had lapsed: its sessions are claimed anew");
+                    }
+                    let to_ask = std::mem::take(&mut to_ask);
                     tokio::select! {
                         biased;
                         () = stop.cancelled() => return,
-                        () = reclaim(&shared) => {}
+                        () = reclaim(&shared, &to_ask) => {}
                     }
                 }
             }
@@ -84,11 +96,15 @@ fn tell(shared: &Shared, error: &dyn std::fmt::Display) {
     }
 }
 
-/// Has every session claimed anew, some at a time, the lease kept meanwhile.
-async fn reclaim(shared: &Shared) {
+/// Has every session claimed anew, some at a time, the lease kept meanwhile; agents of the partitions `to_ask`
+/// are asked for full state.
+async fn reclaim(shared: &Shared, to_ask: &BTreeSet<Partition>) {
     let mut renewed = Instant::now();
     for sessions in shared.registry.all().chunks(RECLAIMS) {
         for (key, session, mailbox) in sessions {
+            if to_ask.contains(&Partition::of(key)) {
+                mailbox.put(Order::RequestFullState(key.uid, *session));
+            }
             mailbox.put(Order::Reclaim(key.uid, *session));
         }
         tokio::time::sleep(RECLAIM_EVERY).await;

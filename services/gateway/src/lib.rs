@@ -11,6 +11,7 @@ mod claims;
 mod commands;
 mod connection;
 mod deliveries;
+mod epochs;
 mod fence;
 mod lease;
 mod listener;
@@ -115,7 +116,7 @@ pub struct Engines {
     pub bus: Arc<dyn Bus>,
     /// Gateway leases: a bucket with a time to live of [`LEASE_TTL`](muster_ports::LEASE_TTL).
     pub leases: Arc<dyn KeyValue>,
-    /// Floors: a bucket without a time to live.
+    /// Floors and epochs: a bucket without a time to live.
     pub values: Arc<dyn KeyValue>,
     /// The time.
     pub clock: Clock,
@@ -146,6 +147,7 @@ struct Shared {
     /// Of reports that are put as blobs.
     turns: payload::Turns,
     fence: fence::Fence,
+    lives: epochs::Lives,
     outages: outages::Outages,
     admission: Admission,
     /// Over how long connections are to close; none are taken any more once this is there.
@@ -173,6 +175,7 @@ impl Shared {
             budgets: budgets::Budgets::new(settings.budgets),
             turns: payload::Turns::default(),
             fence: fence::Fence::default(),
+            lives: epochs::Lives::default(),
             closing: CancellationToken::new(),
             tracker: TaskTracker::new(),
             settings,

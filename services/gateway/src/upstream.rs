@@ -71,6 +71,7 @@ pub(crate) async fn claim(
             }
             ClaimOutcome::Resumed { claim, settled, previous } => {
                 count(shared, "resumed");
+                let settled = settled.filter(|_| !shared.lives.is_recent(key));
                 let known = settled.map_or(Known::Unsettled, Known::SettledTo);
                 return Ok(Claimed { session, claim, known, previous: Some(previous) });
             }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use muster_domain::ids::check_name;
+use muster_domain::ids::{Cell, check_name};
 
 use crate::cli::{ClientCommand, GlobalOptions};
 use crate::config::Config;
@@ -29,6 +29,8 @@ enum Command {
     Serve(ServeArgs),
     /// Bring the store's schema up to date, and end.
     Migrate(MigrateArgs),
+    /// Put the store in front of what was decided before, after it was restored from a backup, and end.
+    Resync(MigrateArgs),
     /// Run the server with a simulated fleet and an example configuration, to look around.
     Demo(DemoArgs),
     #[command(flatten)]
@@ -87,6 +89,7 @@ pub fn main() -> ExitCode {
     let result = match program.command {
         Command::Serve(args) => run_server(&args),
         Command::Migrate(args) => run_migrate(&args),
+        Command::Resync(args) => run_resync(&args),
         Command::Demo(args) => run_demo(&args),
         Command::Client(command) => return run_client(command, &program.global),
     };
@@ -127,6 +130,21 @@ fn run_migrate(args: &MigrateArgs) -> anyhow::Result<()> {
     let _telemetry = telemetry::init(&config, None)?;
     runtime()?.block_on(engines::open_store(&config, &args.data_dir))?;
     println!("the schema is up to date");
+    Ok(())
+}
+
+fn run_resync(args: &MigrateArgs) -> anyhow::Result<()> {
+    let config = load(args.config.as_deref())?;
+    let _telemetry = telemetry::init(&config, None)?;
+    let cell: Cell = config.region.parse().context("region")?;
+    let lifted = runtime()?.block_on(async {
+        let store = engines::open_store(&config, &args.data_dir).await?;
+        store.resync(&cell).await.context("the store was not changed")
+    })?;
+    for (tenant, revision) in lifted {
+        println!("tenant {tenant}: the intent is at revision {}", revision.0);
+    }
+    println!("region {cell}: every partition begins a new epoch; agents are asked for full state");
     Ok(())
 }
 

@@ -423,11 +423,13 @@ impl Connection {
         }
     }
 
-    /// Asks an agent for its full state, if the session is there.
+    /// Asks an agent for its full state, if the session is there. Something that it said is lost: it is asked
+    /// until it answers.
     pub fn request_full_state(&mut self, uid: InstanceUid, session: SessionId, now: Timestamp) {
         let Some(active) = self.active(uid).filter(|active| active.claimed.session == session) else {
             return;
         };
+        active.tracker.mark_dirty();
         active.tracker.asked(now);
         self.ask(uid);
     }

@@ -6,6 +6,7 @@
 pub mod blobs;
 pub mod bus;
 pub mod contract;
+pub mod epochs;
 pub mod floors;
 pub mod host;
 pub mod kv;

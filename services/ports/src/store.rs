@@ -300,7 +300,25 @@ pub trait CommandStore: Send + Sync {
     async fn forget_settled(&self, before: Timestamp, limit: usize) -> Result<usize, EngineError>;
 }
 
-/// A store in all its aspects.
-pub trait Store: FoldStore + IntentStore + FleetStore + ComponentStore + CommandStore {}
+/// How far [`RecoveryStore::resync`] lifts whatever counts: further than the time that a backup does not know
+/// of can have come.
+pub const RESYNC_LIFT: u64 = 1_000_000_000;
 
-impl<T: FoldStore + IntentStore + FleetStore + ComponentStore + CommandStore> Store for T {}
+/// What an operator asks of a store that was restored from a backup.
+#[async_trait]
+pub trait RecoveryStore: Send + Sync {
+    /// Puts a store that was set back in front of all that was decided in the time that it has forgotten, in
+    /// one transaction: every partition of the cell begins a new epoch, and the intent of every tenant that
+    /// has any gets a new revision, each [`RESYNC_LIFT`] above the present one. So do the generations of the
+    /// partition rows, so that no worker of before goes on. Nothing else changes; it may be done at any time,
+    /// and again. Returns the revisions.
+    async fn resync(&self, cell: &Cell) -> Result<BTreeMap<Tenant, IntentRevision>, EngineError>;
+}
+
+/// A store in all its aspects.
+pub trait Store:
+    FoldStore + IntentStore + FleetStore + ComponentStore + CommandStore + RecoveryStore
+{
+}
+
+impl<T: FoldStore + IntentStore + FleetStore + ComponentStore + CommandStore + RecoveryStore> Store for T {}

@@ -4,6 +4,7 @@
 mod admission;
 mod commands;
 mod duplicates;
+mod epochs;
 mod offers;
 
 use std::collections::BTreeMap;

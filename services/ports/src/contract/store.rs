@@ -7,6 +7,7 @@ mod fleet;
 mod fold;
 mod intent;
 mod parts;
+mod recovery;
 
 use crate::store::Store;
 
@@ -67,4 +68,8 @@ pub async fn all<S: Store>(make: impl AsyncFn() -> S) {
     fleet::a_selector_filters(&make().await).await;
     fleet::a_selector_sees_what_was_written_last(&make().await).await;
     fleet::a_cluster_has_one_id(&make().await).await;
+
+    recovery::everything_that_counts_is_lifted(&make().await).await;
+    recovery::who_decided_before_writes_nothing(&make().await).await;
+    recovery::another_cell_is_left_alone(&make().await).await;
 }

@@ -1,0 +1,119 @@
+//! Lives of the log, as gateways know them: what they had acknowledged before one began may be lost.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use muster_domain::ids::{AgentKey, Partition};
+use muster_ports::EngineError;
+use muster_ports::epochs::{self, Epochs};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::Shared;
+
+/// An agent that comes within this time of a new epoch was perhaps not asked for full state yet where it
+/// was before.
+const RECENT: Duration = Duration::from_secs(120);
+
+/// Epochs of the partitions.
+#[derive(Default)]
+pub(crate) struct Lives {
+    state: Mutex<State>,
+    /// One or more have risen.
+    pub(crate) risen: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    known: Epochs,
+    /// Those whose agents are still to be asked.
+    to_ask: BTreeSet<Partition>,
+    /// When each of them rose last.
+    rose: BTreeMap<Partition, Instant>,
+}
+
+impl State {
+    /// Takes what the bucket holds; the partitions whose epoch has risen. The first that is heard of one is
+    /// no rise: who came before it was told nothing yet.
+    fn take(&mut self, found: &Epochs, now: Instant) -> usize {
+        let mut risen = 0;
+        for partition in Partition::all() {
+            let before = self.known.of(partition);
+            if self.known.raise(partition, found.of(partition)) && before > 0 {
+                self.to_ask.insert(partition);
+                self.rose.insert(partition, now);
+                risen += 1;
+            }
+        }
+        risen
+    }
+}
+
+impl Lives {
+    /// Looks for new epochs.
+    pub(crate) async fn look(&self, shared: &Shared) -> Result<(), EngineError> {
+        let found = epochs::load(shared.engines.values.as_ref(), &shared.settings.cell).await?;
+        let risen = self.state().take(&found, Instant::now());
+        if risen > 0 {
+            warn!(event = "epochs_risen", gateway = %shared.settings.gateway, partitions = risen, "the log or the store was lost or set back: agents are claimed anew and asked for full state");
+            self.risen.notify_one();
+        }
+        Ok(())
+    }
+
+    /// The partitions whose agents are to be asked for full state, once.
+    pub(crate) fn take_to_ask(&self) -> BTreeSet<Partition> {
+        std::mem::take(&mut self.state().to_ask)
+    }
+
+    /// Whether what was settled of an agent may be lost all the same.
+    pub(crate) fn is_recent(&self, key: &AgentKey) -> bool {
+        let mut state = self.state();
+        if state.rose.is_empty() {
+            return false;
+        }
+        state.rose.retain(|_, at| at.elapsed() < RECENT);
+        state.rose.contains_key(&Partition::of(key))
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_epoch_that_is_heard_of_is_no_rise_and_a_lost_bucket_none_either() {
+        let partition = Partition::new(3).unwrap();
+        let epochs = |epoch| {
+            let mut epochs = Epochs::default();
+            epochs.raise(partition, epoch);
+            epochs
+        };
+        let mut state = State::default();
+        let risen = [0, 2, 2, 0, 2, 3, 1].map(|epoch| state.take(&epochs(epoch), Instant::now()));
+        assert_eq!(risen, [0, 0, 0, 0, 0, 1, 0]);
+        assert_eq!(state.to_ask, [partition].into());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_epoch_is_recent_for_a_while() {
+        let key = |number| AgentKey {
+            tenant: "a".parse().unwrap(),
+            uid: muster_domain::ids::InstanceUid(uuid::Uuid::from_u128(number)),
+        };
+        let risen = Partition::of(&key(1));
+        let other = (2..).map(key).find(|key| Partition::of(key) != risen).unwrap();
+        let lives = Lives::default();
+        assert!(!lives.is_recent(&key(1)));
+        lives.state().rose.insert(risen, Instant::now());
+        assert!(lives.is_recent(&key(1)) && !lives.is_recent(&other));
+        tokio::time::advance(RECENT).await;
+        assert!(!lives.is_recent(&key(1)));
+    }
+}
