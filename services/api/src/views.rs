@@ -202,12 +202,10 @@ pub(crate) fn agent(stored: StoredAgent, owned: Option<&Owned>) -> AgentView {
     let connected = agent.live_session().is_some();
     let remote_config = remote_config(&agent);
     let session = agent.session.as_ref();
-    let holds = |owned: &&Owned| {
-        owned.holder.as_ref().map(|holder| holder.session) == session.map(|session| session.id)
-    };
-    // Ownership learns a little late, and not at all of reports that followed a gap.
-    let is_newer = |owned: &&Owned| owned.seen > agent.state.last_report;
-    let settled = owned.filter(holds).filter(is_newer).and_then(|owned| owned.settled);
+    // The store does not learn of heartbeats; ownership learns a little late, and not at all of reports that
+    // followed a gap. Times do not tell which is newer: gateways' clocks differ. Nor do sessions: ownership
+    // knows of a claim before the store does.
+    let settled = owned.and_then(|owned| owned.settled).unwrap_or_default();
     let seen = owned.map_or(agent.state.last_report, |owned| owned.seen.max(agent.state.last_report));
     let session = session.map(session_view);
     let state = agent.state;
@@ -222,7 +220,7 @@ pub(crate) fn agent(stored: StoredAgent, owned: Option<&Owned>) -> AgentView {
         attributes: AttributesView { identifying, non_identifying },
         labels,
         capabilities: state.capabilities.names(),
-        sequence_num: settled.unwrap_or(state.sequence_num),
+        sequence_num: settled.max(state.sequence_num),
         remote_config,
         effective_config: None,
         health: state.health.map(health),
@@ -331,4 +329,28 @@ fn files(map: ConfigMap) -> BTreeMap<String, FileView> {
         },
     };
     map.into_iter().map(|(name, file)| (name, view(file))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_domain::ids::{AgentKey, InstanceUid};
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn the_number_of_a_message_does_not_go_back_while_an_agent_is_claimed_anew() {
+        let key = AgentKey { tenant: "a".parse().unwrap(), uid: InstanceUid(Uuid::from_u128(1)) };
+        let mut stored = Agent::new(key, Timestamp(1));
+        (stored.state.sequence_num, stored.state.last_report) = (5, Timestamp(9_000));
+        let shown = |owned: Option<&Owned>| {
+            agent(StoredAgent { agent: stored.clone(), labels: Default::default() }, owned, None).sequence_num
+        };
+        // The store knows nothing of the session that holds the agent, whose gateway's clock is behind.
+        let owned = |settled| Owned { holder: None, settled, seen: Timestamp(7_000) };
+        assert_eq!(shown(Some(&owned(Some(8)))), 8);
+        assert_eq!(shown(Some(&owned(Some(4)))), 5, "a report after a gap is not settled");
+        assert_eq!(shown(Some(&owned(None))), 5);
+        assert_eq!(shown(None), 5);
+    }
 }
