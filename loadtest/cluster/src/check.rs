@@ -133,7 +133,8 @@ fn listed(item: &Value) -> Listed {
 /// not, what is amiss.
 pub(crate) async fn converged(
     fleet: &Fleet,
-    reporters: usize,
+    reporters: &[Said],
+    strangers: usize,
     apis: &Apis,
     desired: &Desired,
 ) -> Result<(), String> {
@@ -145,11 +146,15 @@ pub(crate) async fn converged(
         return Err(format!("{count} agents are behind, such as {uid}: {status}, connected: {connected}"));
     }
     let listed = apis.list("").await.map_err(|error| format!("the API: {error:#}"))?;
-    if listed.len() != agents.len() + reporters {
-        return Err(format!("the API lists {} agents of {}", listed.len(), agents.len() + reporters));
+    let all = agents.len() + reporters.len() + strangers;
+    if listed.len() != all {
+        return Err(format!("the API lists {} agents of {all}", listed.len()));
     }
-    if let Some((uid, agent)) = listed.iter().find(|(_, agent)| !agent.connected) {
-        let count = listed.values().filter(|agent| !agent.connected).count();
+    let known = agents.iter().map(|agent| agent.uid).chain(reporters.iter().map(|said| said.uid));
+    let away = known.filter(|uid| !listed.get(uid).is_some_and(|agent| agent.connected));
+    let away: Vec<_> = away.collect();
+    if let Some(uid) = away.first() {
+        let (count, agent) = (away.len(), listed.get(uid));
         return Err(format!("the API shows {count} agents as not connected, such as {uid}: {agent:?}"));
     }
     let mut changed: Option<String> = None;

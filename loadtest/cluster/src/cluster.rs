@@ -1,5 +1,6 @@
 //! The cluster: engines and roles as processes, and how to break them.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::check::Apis;
 use crate::process::{Process, Role};
-use crate::tcp::Balancer;
+use crate::tcp::{Balancer, Line};
 
 /// What a cluster consists of.
 #[derive(Clone, Debug)]
@@ -84,6 +85,10 @@ impl NatsServers {
 pub struct Cluster {
     processes: Vec<Process>,
     balancer: Balancer,
+    /// From the first gateway to Redis; the others have ways of their own.
+    pub redis_line: Line,
+    program: PathBuf,
+    config: PathBuf,
     /// NATS.
     pub nats: NatsServers,
     /// Redis, which keeps nothing over restarts.
@@ -121,22 +126,51 @@ impl Cluster {
         let postgres = if options.fsync { postgres } else { postgres.without_fsync() };
         let postgres = postgres.start().await;
 
-        let config = config(&nats.url(), options.nats.min(3), &redis.url(), &postgres.url());
+        let redis_line = Line::start((Ipv4Addr::LOCALHOST, redis.port()).into()).await?;
+        let line = format!("redis://{}", redis_line.address());
+        let config_with = |redis: &str| config(&nats.url(), options.nats.min(3), redis, &postgres.url());
+        let (config, config_of_first) = (config_with(&redis.url()), config_with(&line));
+        let config_file = logs.join("muster.yaml");
+        std::fs::write(&config_file, &config)?;
         let of = |role, count| (1..=count).map(move |number| (role, number));
         let all = of(Role::Control, options.controls)
             .chain(of(Role::Gateway, options.gateways))
             .chain(of(Role::Api, options.apis));
-        let starting =
-            all.map(|(role, number)| Process::start(&options.program, role, number, &config, &logs));
+        let starting = all.map(|(role, number)| {
+            let is_first = (role, number) == (Role::Gateway, 1);
+            let config = if is_first { &config_of_first } else { &config };
+            Process::start(&options.program, role, number, config, &logs)
+        });
         let processes = try_join_all(starting).await?;
         let gateways = processes.iter().filter(|process| process.role == Role::Gateway);
         let balancer = Balancer::start(gateways.map(Process::agents).collect::<Result<_>>()?).await?;
-        Ok(Self { processes, balancer, nats, redis, postgres, logs, temporary })
+        let (program, config) = (options.program.clone(), config_file);
+        Ok(Self { processes, balancer, redis_line, program, config, nats, redis, postgres, logs, temporary })
     }
 
     /// Where agents connect: the balancer.
     pub fn opamp_url(&self) -> String {
         format!("ws://{}/v1/opamp", self.balancer.address())
+    }
+
+    /// The balancer.
+    pub fn balancer(&self) -> &Balancer {
+        &self.balancer
+    }
+
+    /// Runs a command of the program with the cluster's configuration, such as `resync`; what it prints.
+    ///
+    /// # Errors
+    /// If it fails; the text has what it said.
+    pub async fn command(&self, command: &str) -> Result<String> {
+        let mut run = tokio::process::Command::new(&self.program);
+        run.arg(command).arg("--config").arg(&self.config).kill_on_drop(true);
+        let output =
+            run.output().await.with_context(|| format!("{} does not run", self.program.display()))?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "muster {command}: {}\n{said}{errors}", output.status);
+        Ok(said)
     }
 
     /// Every process of Muster.

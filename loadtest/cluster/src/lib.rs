@@ -21,5 +21,5 @@ mod usage;
 pub use check::{Apis, Listed};
 pub use cluster::{Cluster, ClusterOptions, NatsServers, muster_program};
 pub use process::{Process, Role};
-pub use tcp::Balancer;
+pub use tcp::{Balancer, Line};
 pub use usage::Usage;

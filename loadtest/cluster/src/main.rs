@@ -48,6 +48,15 @@ enum Command {
         /// Where the logs go; by default a temporary directory, which stays after a failure.
         #[arg(long)]
         logs: Option<PathBuf>,
+        /// Write loadtest/results/faults.json.
+        #[arg(long)]
+        write: bool,
+        /// What the machine is, for the results.
+        #[arg(long, default_value = "not said")]
+        machine: String,
+        /// Today's date, for the results.
+        #[arg(long, default_value = "not said")]
+        date: String,
     },
     /// Measure memory, processor time and fan-out beside the goals.
     Bench(BenchArgs),
@@ -112,9 +121,10 @@ async fn main() -> anyhow::Result<ExitCode> {
             status::run(&topology.options(logs)?, agents).await?;
             true
         }
-        Command::Faults { topology, agents, reporters, only, quick, logs } => {
+        Command::Faults { topology, agents, reporters, only, quick, logs, write, machine, date } => {
             let cluster = topology.options(logs)?;
-            faults::run(&FaultOptions { cluster, agents, reporters, only, quick }).await?
+            let write = write.then_some((machine, date));
+            faults::run(&FaultOptions { cluster, agents, reporters, only, quick, write }).await?
         }
         Command::Bench(args) => {
             anyhow::ensure!(args.quick, "there is only the quick measurement so far: add --quick");

@@ -154,6 +154,31 @@ impl Process {
         self.running = true;
     }
 
+    /// Sets a variable of the environment for the next start, or takes it away.
+    pub fn set_env(&mut self, name: &str, value: Option<&str>) {
+        self.muster.set_env(name, value);
+    }
+
+    /// Limits the descriptors that it may have open, without touching those that are. Returns those.
+    ///
+    /// # Errors
+    /// If there is no `prlimit`, or no such process.
+    pub fn limit_descriptors(&self, more: Option<usize>) -> Result<usize> {
+        let process = self.muster.pid();
+        let open = fs::read_dir(format!("/proc/{process}/fd")).context("/proc")?.count();
+        let soft = more.map_or("hard".to_owned(), |more| (open + more).to_string());
+        let hard = fs::read_to_string(format!("/proc/{process}/limits")).context("/proc")?;
+        let hard =
+            hard.lines().find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().nth(1));
+        let soft = if soft == "hard" { hard.context("no limit of open files")?.to_owned() } else { soft };
+        let status = std::process::Command::new("prlimit")
+            .args(["--pid", &process.to_string(), &format!("--nofile={soft}:")])
+            .status()
+            .context("prlimit")?;
+        anyhow::ensure!(status.success(), "prlimit of {} failed", self.name);
+        Ok(open)
+    }
+
     /// Halts it.
     pub async fn stop(&self) {
         self.muster.signal("STOP").await;

@@ -113,33 +113,53 @@ enum Mode {
 /// Reporting agents. They vanish when this is dropped.
 #[derive(Debug)]
 pub struct Reporters {
+    url: String,
     said: Vec<Arc<Mutex<Said>>>,
     mode: watch::Sender<Mode>,
-    _tasks: JoinSet<()>,
+    /// How long answers took.
+    waits: Waits,
+    tasks: JoinSet<()>,
 }
+
+type Waits = Arc<Mutex<Vec<Duration>>>;
+/// Answers whose time is kept until it is asked for.
+const MOST_WAITS: usize = 200_000;
 
 impl Reporters {
     /// Starts so many.
     pub fn start(url: &str, count: usize) -> Self {
         let (mode, _) = watch::channel(Mode::All);
-        let mut tasks = JoinSet::new();
-        let mut said = Vec::new();
+        let (said, waits, tasks) = (Vec::new(), Waits::default(), JoinSet::new());
+        let mut reporters = Self { url: url.to_owned(), said, mode, waits, tasks };
+        reporters.add(count);
+        reporters
+    }
+
+    /// Starts so many more.
+    pub fn add(&mut self, count: usize) {
         for index in 0..count {
             let one = Arc::new(Mutex::new(Said { uid: messages::new_uid(), ..Said::default() }));
-            said.push(Arc::clone(&one));
             let reporter = Reporter {
-                url: url.to_owned(),
-                index,
+                url: self.url.clone(),
+                index: self.said.len(),
                 begin: PACE.mul_f64(index as f64 / count.max(1) as f64),
-                said: one,
-                mode: mode.subscribe(),
+                said: Arc::clone(&one),
+                mode: self.mode.subscribe(),
+                waits: Arc::clone(&self.waits),
                 sequence: 0,
                 next: 1,
                 introduced: false,
             };
-            tasks.spawn(reporter.run());
+            self.said.push(one);
+            self.tasks.spawn(reporter.run());
         }
-        Self { said, mode, _tasks: tasks }
+    }
+
+    /// How long the answers took that have come since the last call, in order of length.
+    pub fn take_waits(&self) -> Vec<Duration> {
+        let mut waits = std::mem::take(&mut *self.waits.lock().unwrap_or_else(PoisonError::into_inner));
+        waits.sort_unstable();
+        waits
     }
 
     /// What each of them has said.
@@ -186,6 +206,7 @@ struct Reporter {
     begin: Duration,
     said: Arc<Mutex<Said>>,
     mode: watch::Receiver<Mode>,
+    waits: Waits,
     sequence: u64,
     next: u64,
     introduced: bool,
@@ -226,6 +247,7 @@ impl Reporter {
         let mut full = !self.introduced;
         loop {
             let message = if full { self.full_state() } else { self.news() };
+            let began = Instant::now();
             let sent = timeout(ANSWER, socket.send(Message::Binary(wire::encode(&message)))).await;
             let Ok(Ok(())) = sent else { return ControlFlow::Break(()) };
             let mut pause = PACE;
@@ -233,6 +255,11 @@ impl Reporter {
             full = false;
             match self.answer(&mut socket).await? {
                 Answer::Taken => {
+                    let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+                    if waits.len() < MOST_WAITS {
+                        waits.push(began.elapsed());
+                    }
+                    drop(waits);
                     self.introduced = true;
                     let mut said = lock(&self.said);
                     said.answered(&message);

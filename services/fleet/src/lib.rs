@@ -36,5 +36,5 @@ pub mod wire;
 pub use config::ConfigFiles;
 pub use fleet::{AgentView, Fleet, WaitTimeout};
 pub use kind::{Kind, Mix};
-pub use options::{FleetError, FleetOptions, Rejects};
+pub use options::{FleetError, FleetOptions, Observer, Rejects};
 pub use stats::Stats;

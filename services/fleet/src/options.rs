@@ -30,6 +30,8 @@ pub struct FleetOptions {
     pub apply_delay: RangeInclusive<Duration>,
     /// Which configurations are refused, beside all that [`Kind::Rejecting`] is offered.
     pub rejects: Rejects,
+    /// Sees every offer of a configuration as it comes.
+    pub observer: Observer,
     /// First connections a second; reconnecting is not slowed.
     pub connect_rate: f64,
     /// Local addresses to connect from, in turn; the system's choice if empty.
@@ -59,6 +61,7 @@ impl FleetOptions {
             heartbeat: Duration::from_secs(30),
             apply_delay: Duration::from_millis(200)..=Duration::from_secs(2),
             rejects: Rejects::nothing(),
+            observer: Observer::nobody(),
             connect_rate: 750.0,
             sources: Vec::new(),
             headers: Vec::new(),
@@ -126,6 +129,34 @@ impl Rejects {
 impl fmt::Debug for Rejects {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Rejects").finish_non_exhaustive()
+    }
+}
+
+type Sees = dyn Fn(usize, &ConfigFiles) + Send + Sync;
+
+/// Sees what agents are offered.
+#[derive(Clone)]
+pub struct Observer(Arc<Sees>);
+
+impl Observer {
+    /// Nobody looks.
+    pub fn nobody() -> Self {
+        Self::new(|_, _| ())
+    }
+
+    /// Calls this with the agent's index and the offered files, in the order in which an agent gets them.
+    pub fn new(sees: impl Fn(usize, &ConfigFiles) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(sees))
+    }
+
+    pub(crate) fn see(&self, index: usize, files: &ConfigFiles) {
+        (self.0)(index, files);
+    }
+}
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Observer").finish_non_exhaustive()
     }
 }
 

@@ -260,6 +260,9 @@ impl Runner {
             Some(_) => self.random.random_range(context.options.apply_delay.clone()),
             None => Duration::ZERO,
         };
+        if let Some(config) = message.remote_config.as_ref().and_then(|offer| offer.config.as_ref()) {
+            context.options.observer.see(lock(&self.agent).identity().index, &config.config_map);
+        }
         let rejects = &context.options.rejects;
         let received = lock(&self.agent).receive(message, &context.configs, rejects, Instant::now(), delay);
         let end = match received.unavailable {

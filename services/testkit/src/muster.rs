@@ -347,6 +347,12 @@ impl Muster {
         signal::send(self.pid(), name).await;
     }
 
+    /// Sets a variable of the environment for the next [`restart`](Self::restart), or takes it away.
+    pub fn set_env(&mut self, name: &str, value: Option<&str>) {
+        self.builder.environment.retain(|(known, _)| known != name);
+        self.builder.environment.extend(value.map(|value| (name.to_owned(), value.to_owned())));
+    }
+
     /// Starts the server again after [`kill9`](Self::kill9) or [`terminate`](Self::terminate), with
     /// the same data and ports, and waits until it is ready.
     pub async fn restart(&mut self) {

@@ -27,7 +27,7 @@ pub(crate) fn run(command: &str, args: &Args) -> Result<ExitCode> {
     }
     let debug = args.args.iter().any(|arg| arg == "--debug");
     let mut cargo = Command::new("cargo");
-    cargo.args(["build", "--locked", "-p", "muster", "-p", "muster-cluster"]);
+    cargo.args(["build", "--locked", "-p", "muster", "-p", "muster-cluster", "-p", "muster-swarm"]);
     cargo.args((!debug).then_some("--release")).env("PATH", &tools.path);
     if !process::status(&mut cargo)?.success() {
         return Ok(ExitCode::FAILURE);

@@ -4,9 +4,14 @@
 //! later report makes up for a lost one), and a new config is applied to some agents at the moment of the
 //! fault, while the config of the others stays as it is.
 
-mod engines;
+mod agents;
+mod nats;
+mod offers;
+mod pauses;
 mod processes;
+mod report;
 mod rig;
+mod stores;
 mod watch;
 
 use std::time::Duration;
@@ -15,7 +20,7 @@ use anyhow::{Result, ensure};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 
-use crate::cluster::{Cluster, ClusterOptions};
+use crate::cluster::ClusterOptions;
 pub use rig::{Report, Rig};
 
 /// A fault and what must hold in it.
@@ -31,6 +36,8 @@ pub struct Case {
     pub bound: Duration,
     /// Whose connections may break.
     pub breaks: Breaks,
+    /// Why the case cannot be run with this cluster or on this machine, if so.
+    pub needs: fn(&ClusterOptions) -> Option<String>,
     /// Parts of error lines that the fault explains.
     pub explains: &'static [&'static str],
     /// Does it.
@@ -40,7 +47,7 @@ pub struct Case {
 }
 
 /// A step of a case.
-pub type Act = for<'a> fn(&'a mut Cluster) -> LocalBoxFuture<'a, Result<()>>;
+pub type Act = for<'a> fn(&'a mut Rig) -> LocalBoxFuture<'a, Result<()>>;
 
 /// Whose connections a fault may break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,20 +60,54 @@ pub enum Breaks {
     Everybody,
 }
 
+/// What most cases have in common.
+const CASE: Case = Case {
+    name: "",
+    promises: "P1 P2 P3 P5 P6 P7",
+    what: "",
+    bound: Duration::from_secs(60),
+    breaks: Breaks::Nobody,
+    needs: |_| None,
+    explains: &[],
+    act: nothing,
+    mend: nothing,
+};
+
 /// Every case.
-pub const CASES: [Case; 8] = [
+pub const CASES: [Case; 25] = [
     processes::GATEWAY_KILL,
     processes::CONTROL_KILL,
     processes::API_KILL,
     processes::GATEWAY_ROLLING,
-    processes::CONTROL_PAUSE,
-    engines::NATS_ONE_DOWN,
-    engines::POSTGRES_RESTART,
-    engines::REDIS_EMPTY,
+    pauses::GATEWAY_ZOMBIE,
+    pauses::CONTROL_PAUSE,
+    pauses::CONTROL_ALTERNATING,
+    pauses::CONTROL_STALE,
+    nats::ONE_DOWN,
+    nats::QUORUM,
+    nats::ALL,
+    nats::STREAM_LOST,
+    stores::POSTGRES_RESTART,
+    stores::POSTGRES_STALL,
+    stores::POSTGRES_BACKUP,
+    stores::REDIS_RESTART,
+    stores::REDIS_FLUSH,
+    stores::REDIS_OLD,
+    stores::REDIS_CUT,
+    pauses::CLOCK_GATEWAY,
+    pauses::CLOCK_CONTROL,
+    processes::DESCRIPTORS,
+    agents::STALLED,
+    agents::TWICE,
+    agents::HOSTILE,
 ];
 
 /// Those that `--quick` runs.
-const QUICK: [&str; 4] = ["gateway-kill9", "control-kill9", "api-kill9", "redis-restart"];
+const QUICK: [&str; 5] = ["gateway-kill9", "control-kill9", "api-kill9", "redis-restart", "reports-twice"];
+
+fn three_nats(options: &ClusterOptions) -> Option<String> {
+    (options.nats < 3).then(|| "it needs three NATS servers".to_owned())
+}
 
 /// What to break.
 #[derive(Clone, Debug)]
@@ -81,10 +122,12 @@ pub struct FaultOptions {
     pub only: Option<String>,
     /// Only some cases.
     pub quick: bool,
+    /// Whether the results are written to loadtest/results, with what the machine is and the date.
+    pub write: Option<(String, String)>,
 }
 
 /// Nothing to mend: what was ended is started again after every case.
-fn nothing(_: &mut Cluster) -> LocalBoxFuture<'_, Result<()>> {
+fn nothing(_: &mut Rig) -> LocalBoxFuture<'_, Result<()>> {
     async { Ok(()) }.boxed_local()
 }
 
@@ -101,8 +144,13 @@ pub async fn run(options: &FaultOptions) -> Result<bool> {
     let names: Vec<_> = CASES.iter().map(|case| case.name).collect();
     ensure!(!cases.is_empty(), "there is no such case; there are {}", names.join(", "));
     let mut rig = None;
-    let mut rows = Vec::new();
+    let mut rows: Vec<(&Case, Outcome)> = Vec::new();
     for case in cases {
+        if let Some(reason) = (case.needs)(&options.cluster) {
+            println!("{}: left out: {reason}", case.name);
+            rows.push((case, Outcome::LeftOut(reason)));
+            continue;
+        }
         let running = match rig.take() {
             Some(rig) => rig,
             None => Rig::start(&options.cluster, options.agents, options.reporters).await?,
@@ -116,30 +164,38 @@ pub async fn run(options: &FaultOptions) -> Result<bool> {
             println!("  FAILED: {problem}");
         }
         println!("  {}", report.notes);
-        rows.push(row(case, &report));
         // What a failure left behind is nobody else's trouble.
         if report.problems.is_empty() {
             rig = running.take();
         } else if let Some(logs) = running.take().and_then(Rig::keep_logs) {
             println!("  the logs are in {}", logs.display());
         }
+        rows.push((case, Outcome::Ran(report)));
     }
     if let Some(rig) = rig {
         rig.stop().await;
     }
-    println!(
-        "\n{:<18}{:<20}{:<9}{:>10}{:>9}{:>12}",
-        "fault", "promises", "result", "settled", "resent", "in flight"
-    );
-    for (row, _) in &rows {
-        println!("{row}");
+    println!("\n{}", report::table(&rows));
+    if let Some((machine, date)) = &options.write {
+        report::write(options, machine, date, &rows)?;
     }
-    println!(
-        "\nsettled: from the end of the fault until every agent runs and reports what it should, and the API says so\n\
-         resent: configs sent again to agents whose config did not change\n\
-         in flight: configs sent again to agents that were about to apply them when the fault came"
-    );
-    Ok(rows.iter().all(|(_, good)| *good))
+    Ok(rows.iter().all(|(_, outcome)| outcome.is_good()))
+}
+
+/// What became of a case, or why it was not run.
+#[derive(Debug)]
+enum Outcome {
+    Ran(Report),
+    LeftOut(String),
+}
+
+impl Outcome {
+    fn is_good(&self) -> bool {
+        match self {
+            Self::Ran(report) => report.problems.is_empty(),
+            Self::LeftOut(_) => true,
+        }
+    }
 }
 
 /// Runs a case; a panic of the test tools is a failure like any other.
@@ -154,15 +210,4 @@ async fn attempt(mut rig: Rig, case: &Case) -> (Option<Rig>, Report) {
             (Some(rig), Report { problems: vec![problem], ..Report::default() })
         }
     }
-}
-
-fn row(case: &Case, report: &Report) -> (String, bool) {
-    let good = report.problems.is_empty();
-    let settled = report.settled.map_or("-".to_owned(), |time| format!("{:.1} s", time.as_secs_f64()));
-    let result = if good { "held" } else { "FAILED" };
-    let row = format!(
-        "{:<18}{:<20}{:<9}{:>10}{:>9}{:>12}",
-        case.name, case.promises, result, settled, report.resent, report.repeated
-    );
-    (row, good)
 }

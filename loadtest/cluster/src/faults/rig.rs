@@ -9,6 +9,7 @@ use muster_fleet::{Fleet, FleetOptions, Kind, Mix, Stats};
 use muster_testkit::try_eventually;
 use tokio_util::sync::CancellationToken;
 
+use super::offers::Offers;
 use super::watch::Watch;
 use super::{Breaks, Case};
 use crate::check::{self, Apis, Desired};
@@ -31,12 +32,20 @@ const CALM: Duration = Duration::from_secs(3);
 /// A cluster with agents at work.
 #[derive(Debug)]
 pub struct Rig {
-    fleet: Fleet,
-    reporters: Reporters,
-    cluster: Cluster,
-    apis: Apis,
-    serial: u64,
-    desired: Desired,
+    pub(super) fleet: Fleet,
+    pub(super) reporters: Reporters,
+    pub(super) cluster: Cluster,
+    pub(super) apis: Apis,
+    /// Serial of the config that was applied last, and of the one that agents are to end with.
+    pub(super) serial: u64,
+    pub(super) wanted: u64,
+    pub(super) desired: Desired,
+    pub(super) offers: Offers,
+    /// Agents that the store knows and that are neither of the fleet nor reporters.
+    pub(super) strangers: usize,
+    /// What a case has to say beside.
+    pub(super) notes: Vec<String>,
+    watch: Option<Watch>,
 }
 
 /// What became of a case.
@@ -80,7 +89,9 @@ impl Rig {
         println!("the cluster is up after {:.1} s", began.elapsed().as_secs_f64());
         let apis = cluster.apis();
         apis.apply(&manifests::both(1), APPLY).await.context("the first apply")?;
+        let offers = Offers::default();
         let options = FleetOptions {
+            observer: offers.observer(),
             count: agents,
             mix: Mix::only(Kind::Collector),
             heartbeat: Duration::from_secs(5),
@@ -90,7 +101,19 @@ impl Rig {
         };
         let fleet = Fleet::start(options, CancellationToken::new())?;
         let reporters = Reporters::start(&cluster.opamp_url(), reporters);
-        let mut rig = Self { fleet, reporters, cluster, apis, serial: 1, desired: Desired::default() };
+        let mut rig = Self {
+            fleet,
+            reporters,
+            cluster,
+            apis,
+            serial: 1,
+            wanted: 1,
+            desired: Desired::default(),
+            offers,
+            strangers: 0,
+            notes: Vec::new(),
+            watch: None,
+        };
         let settled =
             rig.settle(FIRST).await.map_err(|reason| anyhow!("the agents do not settle: {reason}"))?;
         rig.desired.steady = Some(rig.steady().await?);
@@ -117,10 +140,11 @@ impl Rig {
     /// What is amiss at the end.
     pub async fn settle(&self, limit: Duration) -> Result<Duration, String> {
         let began = Instant::now();
-        let reporters = self.reporters.len();
         try_eventually(limit, async || {
-            check::converged(&self.fleet, reporters, &self.apis, &self.desired).await?;
-            let away = self.reporters.said().iter().filter(|said| !said.connected).count();
+            let said = self.reporters.said();
+            check::converged(&self.fleet, &said, self.strangers, &self.apis, &self.desired).await?;
+            self.offers.all_have(self.wanted)?;
+            let away = said.iter().filter(|said| !said.connected).count();
             if away == 0 { Ok(()) } else { Err(format!("{away} reporting agents are not connected")) }
         })
         .await?;
@@ -134,15 +158,15 @@ impl Rig {
         // From now on whoever runs one of these and is to change is behind.
         let ran = before.stats.running.keys().filter(|hash| Some(*hash) != self.desired.steady.as_ref());
         self.desired.old = ran.cloned().collect();
-        let watch = Watch::start(self.apis.clone());
+        self.watch = Some(Watch::start(self.apis.clone()));
+        self.reporters.take_waits();
 
         // The apply is under way when the fault comes.
-        self.serial += 1;
-        let (apis, manifest) = (self.apis.clone(), manifests::changing(self.serial));
+        let (apis, manifest) = (self.apis.clone(), self.next_config());
         self.reporters.hold_half();
         let fault = async {
             tokio::time::sleep(UNDER_WAY).await;
-            let outcome = (case.act)(&mut self.cluster).await;
+            let outcome = (case.act)(self).await;
             (outcome, Instant::now())
         };
         let (applied, (outcome, ended)) = tokio::join!(apis.apply(&manifest, APPLY), fault);
@@ -161,14 +185,72 @@ impl Rig {
         self.reporters.hold_all();
         self.check_reports(&mut report).await;
         tokio::time::sleep(CALM).await;
-        let (looks, backward) = watch.end().await;
-        report.problems.extend(backward.into_iter().map(|what| format!("P2: {what}")));
+        let looks = match self.watch.take() {
+            Some(watch) => {
+                let (looks, backward) = watch.end().await;
+                report.problems.extend(backward.into_iter().take(5).map(|what| format!("P2: {what}")));
+                looks
+            }
+            None => 0,
+        };
+        let backward = self.offers.take_backward();
+        report.problems.extend(backward.into_iter().map(|what| format!("P3: {what}")));
         self.check_offers(case, &before, &mut report);
         self.check_connections(case, &before, &mut report);
         self.check_logs(case, &before, &mut report);
-        report.notes = self.notes(&before, looks);
+        report.notes = self.told(&before, looks);
         self.mend(case, &mut report).await;
         report
+    }
+
+    /// The manifest of a config that nobody has had yet, and that agents are to end with.
+    fn next_config(&mut self) -> String {
+        self.serial += 1;
+        self.wanted = self.serial;
+        manifests::changing(self.serial)
+    }
+
+    /// Applies one more config in the middle of a case.
+    ///
+    /// # Errors
+    /// If no api does it.
+    pub(super) async fn apply_next(&mut self) -> Result<()> {
+        let manifest = self.next_config();
+        self.apis.apply(&manifest, APPLY).await.map(drop)
+    }
+
+    /// The store was set back: what is shown may be older than what was shown before, once.
+    pub(super) fn forget_shown(&self) {
+        if let Some(watch) = &self.watch {
+            watch.forget();
+        }
+    }
+
+    /// Ownership loses what it alone knows, for the rest of the case.
+    pub(super) fn forget_heartbeats(&self) {
+        if let Some(watch) = &self.watch {
+            watch.forget_heartbeats();
+        }
+    }
+
+    /// How many agents are to be connected.
+    pub(super) fn everybody(&self) -> usize {
+        self.fleet.agents().len() + self.reporters.len()
+    }
+
+    /// Waits until so many agents are connected to a role's processes, the first one apart if it is told.
+    pub(super) async fn connected(&self, without_first: bool, wanted: usize, limit: Duration) -> Result<()> {
+        let outcome = try_eventually(limit, async || {
+            let all = self.cluster.metrics(Role::Gateway).await;
+            let counted = all.iter().skip(usize::from(without_first)).flatten();
+            let found: f64 = counted.map(|metrics| metrics.sum("opamp_server_connected_agents")).sum();
+            if found == wanted as f64 {
+                Ok(())
+            } else {
+                Err(format!("{found} of {wanted} agents are connected"))
+            }
+        });
+        outcome.await.map_err(|reason| anyhow!("not within {limit:?}: {reason}"))
     }
 
     async fn before(&self) -> Before {
@@ -275,11 +357,12 @@ impl Rig {
         }
     }
 
-    fn notes(&self, before: &Before, looks: u64) -> String {
+    fn told(&mut self, before: &Before, looks: u64) -> String {
+        let own: String = self.notes.drain(..).map(|note| note + "; ").collect();
         let (stats, said) = (self.fleet.stats(), self.reporters.said());
         let sum = |of: fn(&crate::reporter::Said) -> u64| said.iter().map(of).sum::<u64>();
         format!(
-            "{} reports answered, {} told to wait, {} asked for full state; fleet: {} connections, {} drops, {} asked \
+            "{own}{} reports answered, {} told to wait, {} asked for full state; fleet: {} connections, {} drops, {} asked \
              for full state, {} error responses; the API was looked at {looks} times",
             sum(|said| said.answers) - before.answers,
             sum(|said| said.unavailable) - before.unavailable,
@@ -293,7 +376,7 @@ impl Rig {
 
     /// Brings back what the fault took away, for the next case.
     async fn mend(&mut self, case: &Case, report: &mut Report) {
-        if let Err(error) = (case.mend)(&mut self.cluster).await {
+        if let Err(error) = (case.mend)(self).await {
             report.problems.push(format!("mending: {error:#}"));
         }
         self.cluster.restart_ended().await;

@@ -134,6 +134,26 @@ impl Postgres {
         run_sql(command, sql).await
     }
 
+    /// Writes a backup of the database `muster` with pg_dump, and returns it.
+    pub async fn dump(&self) -> String {
+        let mut dump = command("pg_dump");
+        dump.arg("-h").arg(self.directory()).args(["-p", &self.port.to_string()]);
+        dump.args(["-U", SUPERUSER, "-d", OWNER, "-w"]);
+        run(dump).await
+    }
+
+    /// Replaces the database `muster` by what is in a backup; ends all its connections.
+    pub async fn restore(&self, dump: &str) {
+        self.sql(&format!("DROP DATABASE {OWNER} WITH (FORCE)")).await;
+        self.sql(&format!("CREATE DATABASE {OWNER} OWNER {OWNER}")).await;
+        let file = self.directory().join("restore.sql");
+        fs::write(&file, dump).expect("the backup can be written");
+        let mut psql = command("psql");
+        psql.arg("-h").arg(self.directory()).args(["-p", &self.port.to_string()]);
+        psql.args(["-U", SUPERUSER, "-d", OWNER, "-w", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f"]).arg(file);
+        run(psql).await;
+    }
+
     /// Runs SQL as the superuser, by the local socket, which needs no password.
     async fn sql(&self, sql: &str) -> String {
         let mut command = command("psql");
