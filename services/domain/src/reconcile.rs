@@ -74,15 +74,21 @@ pub fn reconcile(
         Some(_) if !capabilities.has(AgentCapabilities::REPORTS_REMOTE_CONFIG) => {
             return Decision::Nothing(Why::SentOnce);
         }
-        Some(before) if now < before.next_at => {
+        // Later than any wait: the clock of whoever made the offer was ahead.
+        Some(before) if now < before.next_at && before.next_at.since(now) <= wait(before.attempts) * 2 => {
             return Decision::Nothing(Why::AwaitingReport(before.next_at));
         }
         Some(before) => before.attempts.saturating_add(1),
         None => 1,
     };
     let first_at = offered.filter(|offered| offered.hash == *desired).map_or(now, |offered| offered.first_at);
-    let wait = FIRST_RETRY.saturating_mul(1 << (attempts - 1).min(8)).min(LAST_RETRY);
-    Decision::Offer(Offered { hash: desired.clone(), session, first_at, attempts, next_at: now.plus(wait) })
+    let next_at = now.plus(wait(attempts));
+    Decision::Offer(Offered { hash: desired.clone(), session, first_at, attempts, next_at })
+}
+
+/// How long a report is awaited after so many sends.
+fn wait(attempts: u32) -> Duration {
+    FIRST_RETRY.saturating_mul(1 << attempts.saturating_sub(1).min(8)).min(LAST_RETRY)
 }
 
 /// [`reconcile`] with an agent's own state.
@@ -140,6 +146,25 @@ mod tests {
         }
         assert_eq!(waits, [10, 20, 40, 80, 160, 300, 300, 300]);
         assert_eq!(offered.unwrap().first_at, Timestamp(0));
+    }
+
+    #[test]
+    fn an_offer_of_a_clock_that_was_ahead_is_repeated() {
+        let (unset, now) = (RemoteConfigStatus::default(), Timestamp(1_000_000));
+        let decide = |ahead| {
+            let at = now.plus(Duration::from_secs(ahead));
+            let Decision::Offer(offer) =
+                reconcile(Some(&hash(1)), &unset, None, None, BOTH, Some(session(1)), at)
+            else {
+                panic!()
+            };
+            reconcile(Some(&hash(1)), &unset, Some(&offer), None, BOTH, Some(session(1)), now)
+        };
+        assert!(matches!(decide(3600), Decision::Offer(Offered { attempts: 2, .. })));
+        assert!(
+            matches!(decide(2), Decision::Nothing(Why::AwaitingReport(_))),
+            "clocks always differ a little"
+        );
     }
 
     #[test]
