@@ -258,7 +258,7 @@ impl Cluster {
 
 fn config(nats: &str, replicas: usize, redis: &str, postgres: &str) -> String {
     format!(
-        "bus: {{type: nats, url: \"{nats}\", replicas: {replicas}}}
+        "bus: {{type: nats, url: \"{nats}\", replicas: {replicas}, max_bytes: 1GiB}}
 ownership: {{type: redis, url: \"{redis}\"}}
 database: {{type: postgres, connection_string: \"{postgres}\", max_open_conns: 20}}
 server: {{drain: 10s}}

@@ -1,5 +1,5 @@
-//! A small cluster of real processes loses a gateway, then a control, under load: everything converges,
-//! nothing answered is lost, and nobody gets a config twice.
+//! A small cluster of real processes loses a gateway, then a control, then its database is set back, under load:
+//! everything converges, nothing answered is lost, and nobody gets a config twice or an older one.
 
 #![expect(clippy::expect_used, reason = "a test ends with its panics")]
 
@@ -16,7 +16,7 @@ const REPORTERS: usize = 20;
 const BOUND: Duration = Duration::from_secs(40);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_and_a_control_are_lost_and_nothing_with_them() {
+async fn a_gateway_a_control_and_a_part_of_the_database_are_lost_and_nothing_with_them() {
     if !engines_or_skip(&[Engine::Nats, Engine::Redis, Engine::Postgres]) {
         return;
     }
@@ -29,7 +29,7 @@ async fn a_gateway_and_a_control_are_lost_and_nothing_with_them() {
         ..ClusterOptions::new(program::muster())
     };
     let mut rig = Rig::start(&options, AGENTS, REPORTERS).await.expect("the cluster starts");
-    for name in ["gateway-kill9", "control-kill9"] {
+    for name in ["gateway-kill9", "control-kill9", "reports-twice", "postgres-backup"] {
         let case = CASES.iter().find(|case| case.name == name).expect("the case is there");
         let report = rig.run(&muster_cluster::faults::Case { bound: BOUND, ..*case }).await;
         println!("{name}: settled {:?}, {}", report.settled, report.notes);

@@ -103,7 +103,8 @@ pub const CASES: [Case; 25] = [
 ];
 
 /// Those that `--quick` runs.
-const QUICK: [&str; 5] = ["gateway-kill9", "control-kill9", "api-kill9", "redis-restart", "reports-twice"];
+const QUICK: [&str; 6] =
+    ["gateway-kill9", "control-kill9", "api-kill9", "redis-restart", "reports-twice", "postgres-backup"];
 
 fn three_nats(options: &ClusterOptions) -> Option<String> {
     (options.nats < 3).then(|| "it needs three NATS servers".to_owned())
