@@ -19,12 +19,15 @@ const LONG: Duration = Duration::from_secs(10);
 const STREAM: &str = "muster-default";
 /// Who is told to wait waits for a minute, and half of that more.
 const BOUND: Duration = Duration::from_secs(150);
+/// The driver's own words.
+const LOST: &[&str] = &["connection closed unexpectedly"];
 
 /// One of three NATS servers is gone: the one that leads.
 pub(super) const ONE_DOWN: Case = Case {
     name: "nats-one-down",
     what: "kill -9 of the leading NATS server of three; it stays away",
     bound: BOUND,
+    explains: LOST,
     needs: three_nats,
     act: kill_leader,
     mend: start_ended,
@@ -60,6 +63,7 @@ pub(super) const QUORUM: Case = Case {
     name: "nats-quorum-lost",
     what: "kill -9 of two NATS servers of three, and their start 10 s later",
     bound: BOUND,
+    explains: LOST,
     needs: three_nats,
     act: lose_quorum,
     mend: start_ended,
@@ -83,6 +87,7 @@ pub(super) const ALL: Case = Case {
     name: "nats-all-kill9",
     what: "kill -9 of every NATS server at once, and their start 5 s later; they sync before they acknowledge",
     bound: BOUND,
+    explains: LOST,
     act: kill_all,
     mend: start_ended,
     ..CASE
@@ -127,6 +132,7 @@ pub(super) const STREAM_LOST: Case = Case {
     name: "stream-recreated",
     what: "the stream of the log is deleted; 10 s later a control is restarted, which makes it anew",
     bound: BOUND,
+    explains: LOST,
     act: delete_stream,
     ..CASE
 };
