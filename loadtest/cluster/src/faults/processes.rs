@@ -51,6 +51,8 @@ pub(super) const GATEWAY_ROLLING: Case = Case {
     name: "gateway-rolling",
     promises: "P1 P2 P3 P6 P7",
     what: "SIGTERM and start of each gateway, one after another",
+    // Who comes to a gateway that stops is told to wait for up to a minute, and waits half of that more.
+    bound: Duration::from_secs(150),
     breaks: Breaks::Everybody,
     act: roll_gateways,
     ..CASE
