@@ -19,6 +19,8 @@ use super::{Breaks, CASE, Case, Rig};
 use crate::cluster::ClusterOptions;
 use crate::process::Role;
 
+/// Offers that a control has sent.
+const OFFERS: &str = "muster_control_offers_total";
 /// Partitions of the log.
 const PARTITIONS: f64 = 64.0;
 /// How long others may take to take over.
@@ -130,7 +132,7 @@ fn hold_offers_back(rig: &mut Rig) -> LocalBoxFuture<'_, Result<()>> {
 /// Offers that the first control has sent.
 async fn offered(rig: &Rig) -> f64 {
     let metrics = rig.cluster.process(Role::Control, 0).metrics().await;
-    metrics.map_or(0.0, |metrics| metrics.sum("muster_control_offers_total"))
+    metrics.map_or(0.0, |metrics| metrics.sum(OFFERS))
 }
 
 /// Offers that gateways did not send for these reasons.
@@ -140,7 +142,7 @@ async fn refusals(rig: &Rig, reasons: &[&str]) -> f64 {
         let series = format!("muster_gateway_offers_total{{result=\"{reason}\"}}");
         all.iter().flatten().filter_map(|metrics| metrics.get(&series)).sum()
     };
-    reasons.iter().map(of).sum()
+    reasons.iter().map(of).fold(0.0, |sum, count| sum + count)
 }
 
 fn two_controls(options: &ClusterOptions) -> Option<String> {
@@ -160,10 +162,17 @@ pub(super) const GATEWAY_ZOMBIE: Case = Case {
 fn halt_gateway(rig: &mut Rig) -> LocalBoxFuture<'_, Result<()>> {
     async {
         let began = Instant::now();
-        let gateway = rig.cluster.process(Role::Gateway, 0);
-        gateway.stop().await;
-        // Control sends it the offers of the new config meanwhile.
+        rig.cluster.process(Role::Gateway, 0).stop().await;
+        // The offers of one more config wait for it.
+        let sent = rig.cluster.sum(Role::Control, OFFERS).await;
+        rig.apply_next().await?;
+        let offered = try_eventually(TAKE_OVER, async || {
+            let now = rig.cluster.sum(Role::Control, OFFERS).await;
+            if now > sent { Ok(()) } else { Err("control makes no offers".to_owned()) }
+        });
+        offered.await.map_err(anyhow::Error::msg)?;
         tokio::time::sleep(Duration::from_secs(1)).await;
+        let gateway = rig.cluster.process(Role::Gateway, 0);
         let mut left = rig.cluster.balancer().abandon(gateway.agents()?);
         let elsewhere = rig.connected(true, rig.everybody(), TAKE_OVER).await;
         tokio::time::sleep(PAST_LEASE.saturating_sub(began.elapsed())).await;
