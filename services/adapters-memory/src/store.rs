@@ -17,7 +17,9 @@ use muster_domain::selector::AgentSelector;
 use muster_ports::EngineError;
 use muster_ports::log::Position;
 use muster_ports::store::{
-    AgentWrite, CommandStore, Commit, CommitError, ComponentStore, FleetStore, FoldStore, IntentError, IntentStore, MAX_COMPONENT_LISTS, PartitionRow, Quarantined, QueueError, QueuedCommand, RESYNC_LIFT, RecoveryStore, StoredAgent,
+    AgentWrite, CommandStore, Commit, CommitError, ComponentStore, FleetStore, FoldStore, IntentError,
+    IntentStore, MAX_COMPONENT_LISTS, PartitionRow, Quarantined, QueueError, QueuedCommand, RESYNC_LIFT,
+    RecoveryStore, StoredAgent,
 };
 use uuid::Uuid;
 
@@ -390,6 +392,10 @@ impl CommandStore for MemoryStore {
             tables.commands.remove(id);
         }
         Ok(old.len())
+    }
+}
+
+#[async_trait]
 impl RecoveryStore for MemoryStore {
     async fn resync(&self, cell: &Cell) -> Result<BTreeMap<Tenant, IntentRevision>, EngineError> {
         let mut tables = lock(&self.tables);

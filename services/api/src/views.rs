@@ -344,7 +344,7 @@ mod tests {
         let mut stored = Agent::new(key, Timestamp(1));
         (stored.state.sequence_num, stored.state.last_report) = (5, Timestamp(9_000));
         let shown = |owned: Option<&Owned>| {
-            agent(StoredAgent { agent: stored.clone(), labels: Default::default() }, owned, None).sequence_num
+            agent(StoredAgent { agent: stored.clone(), labels: Default::default() }, owned).sequence_num
         };
         // The store knows nothing of the session that holds the agent, whose gateway's clock is behind.
         let owned = |settled| Owned { holder: None, settled, seen: Timestamp(7_000) };
