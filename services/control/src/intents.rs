@@ -12,10 +12,11 @@ use muster_domain::intent::Intent;
 use muster_ports::EngineError;
 use muster_ports::bus::{Subject, Subscription};
 use muster_ports::floors::{self, Floors};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::changes::{Changes, Watcher};
 use crate::{Shared, commands};
 
 /// Longest wait for floors to be raised before new intent takes effect all the same.
@@ -25,12 +26,13 @@ const FLOORS_DEADLINE: Duration = Duration::from_secs(2);
 pub(crate) type Planners = BTreeMap<Tenant, Arc<Planner>>;
 
 /// The intent of all tenants, as last read.
+#[derive(Default)]
 pub(crate) struct Intents {
     planners: ArcSwap<Planners>,
     /// One refresh at a time.
     refreshing: Mutex<Raised>,
     /// Says that the planners have changed, whoever noticed first.
-    changed: watch::Sender<()>,
+    changed: Changes,
 }
 
 /// Floors as this control knows them.
@@ -42,17 +44,10 @@ struct Raised {
     written: Floors,
 }
 
-impl Default for Intents {
-    fn default() -> Self {
-        let (changed, _) = watch::channel(());
-        Self { planners: ArcSwap::default(), refreshing: Mutex::default(), changed }
-    }
-}
-
 impl Intents {
     /// Wakes on every change of the planners.
-    pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
-        self.changed.subscribe()
+    pub(crate) fn watch(&self) -> Watcher {
+        self.changed.watch()
     }
 
     /// The planners of all tenants that have any intent.
@@ -88,7 +83,7 @@ impl Intents {
         raised.raise(shared).await;
         if !changed.is_empty() {
             self.planners.store(Arc::new(planners));
-            self.changed.send_replace(());
+            self.changed.happen();
         }
         Ok(())
     }

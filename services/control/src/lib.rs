@@ -2,6 +2,7 @@
 //! offers to the gateway that holds it.
 
 mod blobs;
+mod changes;
 mod commands;
 mod contests;
 mod decode;

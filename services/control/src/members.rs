@@ -127,7 +127,7 @@ impl Workers {
             let work = worker::run(
                 Arc::clone(&self.shared),
                 partition,
-                self.shared.intents.subscribe(),
+                self.shared.intents.watch(),
                 self.shared.commands.subscribe(),
                 stop.clone(),
             );

@@ -22,11 +22,11 @@ use muster_ports::log::{LogEntry, LogReader, Position};
 use muster_ports::store::{Commit, CommitError, PartitionRow, StoredAgent};
 use muster_proto::Message;
 use muster_proto::bus::GatewayLease;
-use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+use crate::changes::Watcher;
 use crate::trace::Folding;
 use crate::worker::batch::{Batch, Happened};
 use crate::worker::components::Lists;
@@ -80,7 +80,7 @@ struct Worker<'a> {
 pub(crate) async fn run(
     shared: Arc<Shared>,
     partition: Partition,
-    mut changed: watch::Receiver<()>,
+    mut changed: Watcher,
     mut queued: watch::Receiver<Arc<Queued>>,
     stop: CancellationToken,
 ) {
@@ -109,7 +109,7 @@ pub(crate) async fn run(
 async fn work(
     shared: &Shared,
     partition: Partition,
-    changed: &mut watch::Receiver<()>,
+    changed: &mut Watcher,
     queued: &mut watch::Receiver<Arc<Queued>>,
     stop: &CancellationToken,
 ) -> Result<(), Restart> {
@@ -130,7 +130,7 @@ async fn work(
     };
     worker.verify_epoch().await?;
     let mut reader = shared.engines.log.read(partition, worker.row.position).await?;
-    changed.mark_unchanged();
+    changed.mark_seen();
     worker.look_at_all(&shared.intents.planners(), true).await?;
     queued.mark_changed();
 
@@ -194,21 +194,21 @@ enum News {
 
 async fn next_news(
     reader: &mut dyn LogReader,
-    changed: &mut watch::Receiver<()>,
+    changed: &mut Watcher,
     intent_first: bool,
     max: usize,
 ) -> News {
     if intent_first {
         tokio::select! {
             biased;
-            Ok(()) = changed.changed() => News::Intent,
+            () = changed.changed() => News::Intent,
             entries = reader.next(max) => News::Entries(entries),
         }
     } else {
         tokio::select! {
             biased;
             entries = reader.next(max) => News::Entries(entries),
-            Ok(()) = changed.changed() => News::Intent,
+            () = changed.changed() => News::Intent,
         }
     }
 }

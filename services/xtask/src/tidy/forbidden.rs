@@ -42,6 +42,7 @@ const UNREPEATABLE: &[(&str, &str)] = &[
     ("Uuid::new_v4", "draw it from the engines' random source"),
     ("rand::", "draw from the engines' random source"),
     ("RandomState", "use a BTreeMap, or sort before the order matters"),
+    ("watch::", "it wakes in random order: use a Notify and a count"),
     ("tokio::spawn", "use the engines' spawner"),
     ("tasks.spawn(", "use the engines' spawner"),
     ("tracker.spawn(", "use the engines' spawner"),
