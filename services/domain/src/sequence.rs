@@ -75,8 +75,8 @@ impl Tracker {
             Some(last) => last.sequence_num.checked_add(1) == Some(sequence_num) || restarted,
             None => match self.known {
                 Known::SettledTo(settled) => settled.checked_add(1) == Some(sequence_num) || restarted,
-                Known::Nothing => message.has_description,
-                Known::Unsettled => restarted,
+                // A description alone proves nothing: clients send it by itself when it changes.
+                Known::Nothing | Known::Unsettled => restarted,
             },
         };
         if !in_sync {
@@ -154,7 +154,7 @@ mod tests {
             |known, sequence_num, description| after(known, &[(sequence_num, description)]).is_dirty();
         assert!(!dirty(Known::Nothing, 0, true));
         assert!(!dirty(Known::Nothing, 1, true));
-        assert!(!dirty(Known::Nothing, 57, true));
+        assert!(dirty(Known::Nothing, 57, true));
         assert!(dirty(Known::Nothing, 57, false));
         assert!(!dirty(Known::SettledTo(56), 57, false));
         assert!(dirty(Known::SettledTo(55), 57, false));
