@@ -52,7 +52,7 @@ pub struct Settings {
     pub max_batch: usize,
     /// How often every partition looks for sessions of gateways that are gone.
     pub sweep_every: Duration,
-    /// How long after its start a session is not taken for one of a lost gateway.
+    /// How long a gateway's life has to be without a lease until its sessions are ended.
     pub orphan_grace: Duration,
     /// How often intent is looked at without a wake-up.
     pub poll_every: Duration,

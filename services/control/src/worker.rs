@@ -22,6 +22,7 @@ use muster_ports::log::{LogEntry, LogReader, Position};
 use muster_ports::store::{Commit, CommitError, PartitionRow, StoredAgent};
 use muster_proto::Message;
 use muster_proto::bus::GatewayLease;
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -68,6 +69,8 @@ struct Worker<'a> {
     /// Agents whose offer is repeated at that time unless they report.
     due: BTreeSet<(Timestamp, AgentKey)>,
     due_at: BTreeMap<AgentKey, Timestamp>,
+    /// Lives of gateways that have sessions and no lease, and since when this worker knows.
+    gone: BTreeMap<Incarnation, Instant>,
     /// Traces of the entries that are folded now.
     folding: Folding,
     stop: &'a CancellationToken,
@@ -123,6 +126,7 @@ async fn work(
         looked_at: BTreeMap::new(),
         due: BTreeSet::new(),
         due_at: BTreeMap::new(),
+        gone: BTreeMap::new(),
         folding: Folding::default(),
         stop,
         lists: Lists::default(),
@@ -158,6 +162,10 @@ async fn work(
                 worker.verify_row().await?;
                 worker.end_orphans().await?;
                 worker.lists.ask(shared).await;
+                if !worker.gone.is_empty() {
+                    // A lease that comes back meanwhile is to be seen.
+                    sweep.reset_after(shared.settings.orphan_grace / 4);
+                }
                 // What is folded may go, but for the entry that the log is recognised by.
                 if worker.row.position != purged {
                     purged = worker.row.position;
@@ -530,25 +538,27 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Ends sessions whose gateway's life is over.
+    /// Ends sessions whose gateway's life has been over for the time of grace, by this worker's own
+    /// observation: clocks of gateways have no part in it.
     async fn end_orphans(&mut self) -> Result<(), Restart> {
         let cell = self.shared.settings.cell.clone();
-        // Read before the leases: a gateway that starts after this has no session that is older.
-        let before = self.now();
         let leases = self.shared.engines.leases.list(&format!("gateways/{cell}/")).await?;
         let live: Vec<_> = leases
             .iter()
             .filter_map(|(_, lease)| GatewayLease::decode(lease.value.clone()).ok())
             .filter_map(|lease| Incarnation::try_from(lease.incarnation.as_ref()).ok())
             .collect();
+        let mut gone = BTreeMap::new();
         loop {
             let found = self.shared.engines.fold.orphans(&cell, self.partition, &live, PAGE).await?;
             let full_page = found.len() == PAGE;
             let mut batch = Batch::new(self.now(), self.shared.intents.planners());
             let mut ended = 0;
             for stored in &found {
-                let started = stored.agent.live_session().map(|session| session.started_at);
-                if started.is_some_and(|at| at.plus(self.shared.settings.orphan_grace) <= before) {
+                let Some(session) = stored.agent.live_session() else { continue };
+                let since = self.gone.get(&session.incarnation).copied().unwrap_or_else(Instant::now);
+                gone.insert(session.incarnation, since);
+                if since.elapsed() >= self.shared.settings.orphan_grace {
                     batch.end_session(stored);
                     ended += 1;
                 }
@@ -559,6 +569,7 @@ impl Worker<'_> {
                 self.finish(batch, self.progress()).await?;
             }
             if !full_page || ended == 0 {
+                self.gone = gone;
                 return Ok(());
             }
         }

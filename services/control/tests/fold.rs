@@ -6,12 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use muster_adapters_memory::{MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryStore};
 use muster_control::{Engines, Metrics, Settings, run};
+use muster_domain::agent::EndReason;
 use muster_domain::ids::{AgentKey, Cell, Incarnation, InstanceUid, MessageId, Partition, Timestamp};
 use muster_domain::intent::plan;
 use muster_domain::manifest;
 use muster_ports::bus::{Bus, Subject};
+use muster_ports::kv::{KeyValue as _, Precondition};
 use muster_ports::log::Log;
 use muster_ports::store::{
     AgentWrite, Commit, CommitError, FleetStore, FoldStore, IntentStore, PartitionRow, RESYNC_LIFT,
@@ -21,7 +24,7 @@ use muster_ports::{EngineError, LEASE_TTL, Random, Spawner};
 use muster_ports::{epochs, floors};
 use muster_proto::Message;
 use muster_proto::bus::delivery::Action;
-use muster_proto::bus::{Delivery, Envelope, SessionStarted};
+use muster_proto::bus::{Delivery, Envelope, GatewayLease, SessionStarted};
 use muster_proto::opamp::any_value::Value;
 use muster_proto::opamp::{AgentDescription, AgentToServer, AnyValue, KeyValue};
 use prometheus::Registry;
@@ -95,6 +98,8 @@ struct Cluster {
     bus: Arc<MemoryBus>,
     store: Arc<MemoryStore>,
     values: Arc<MemoryKeyValue>,
+    /// The lease bucket of the control that was started last.
+    leases: Arc<MemoryKeyValue>,
     registry: Registry,
     stop: CancellationToken,
     controls: Vec<JoinHandle<()>>,
@@ -107,6 +112,7 @@ impl Cluster {
             bus: Arc::new(MemoryBus::default()),
             store: Arc::new(MemoryStore::default()),
             values: Arc::new(MemoryKeyValue::new(None)),
+            leases: Arc::default(),
             registry: Registry::new(),
             stop: CancellationToken::new(),
             controls: Vec::new(),
@@ -121,7 +127,8 @@ impl Cluster {
     /// As [`Cluster::start_control`], with a store of its own making.
     fn start_control_on(&mut self, fold: Arc<dyn FoldStore>) {
         // A bucket for each control: none sees the others, so that all work on all partitions.
-        let leases = Arc::new(MemoryKeyValue::new(Some(LEASE_TTL)));
+        self.leases = Arc::new(MemoryKeyValue::new(Some(LEASE_TTL)));
+        let leases = self.leases.clone();
         let clock = Arc::new(AtomicU64::new(1_000_000));
         let engines = Engines {
             log: self.log.clone(),
@@ -498,5 +505,36 @@ async fn gateways_are_told_of_every_epoch() {
     cluster.stop = CancellationToken::new();
     cluster.start_control();
     assert_eq!(told(&cluster, &keys[0], 3 + RESYNC_LIFT).await, 3 + RESYNC_LIFT);
+    cluster.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn sessions_of_a_lost_gateway_end_by_the_observation_of_control_whatever_clocks_say() {
+    let mut cluster = Cluster::new();
+    cluster.start_control();
+    // The lease of the life that the sessions began in, and then none.
+    let incarnation = Bytes::copy_from_slice(Uuid::from_u128(8).as_bytes());
+    let lease = Bytes::from(GatewayLease { incarnation, floors: None }.encode_to_vec());
+    let renew = || cluster.leases.put("gateways/default/gw", lease.clone(), Precondition::Any);
+    renew().await.unwrap();
+    cluster.report(&key(1), 0).await;
+    cluster.agents_at(&[key(1)], 0).await;
+    let ended = async || {
+        let (stored, _) = cluster.store.agent(&key(1)).await.unwrap().unwrap();
+        stored.agent.session.unwrap().ended.map(|(_, reason)| reason)
+    };
+    for second in 0..60 {
+        // A bucket that is lost for some seconds is no lost gateway.
+        if second % 9 == 0 {
+            renew().await.unwrap();
+        } else if second % 9 == 4 {
+            cluster.leases.remove("gateways/default/gw").await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(ended().await, None, "after {second} s");
+    }
+    cluster.leases.remove("gateways/default/gw").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(21)).await;
+    assert_eq!(ended().await, Some(EndReason::GatewayLost));
     cluster.stop().await;
 }

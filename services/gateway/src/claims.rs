@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use muster_domain::duplicates::Client;
-use muster_domain::ids::{InstanceUid, SessionId};
+use muster_domain::ids::{Incarnation, InstanceUid, SessionId};
 use muster_opamp::connection::Claimed;
 
 use crate::Shared;
@@ -32,6 +32,8 @@ pub(crate) struct Made {
     pub(crate) uid: InstanceUid,
     /// What was claimed.
     pub(crate) what: What,
+    /// Life of the gateway in which it was begun.
+    pub(crate) incarnation: Incarnation,
     /// The uid that is held, and the claim.
     pub(crate) result: Result<(InstanceUid, Claimed), ClaimError>,
 }
@@ -53,6 +55,7 @@ impl Claims {
         if matches!(what, What::Anew(_)) && !self.anew.insert(client.0.uid) {
             return;
         }
+        let incarnation = shared.incarnation();
         let make = async move {
             let uid = client.0.uid;
             let held = |claimed| (uid, claimed);
@@ -61,7 +64,7 @@ impl Claims {
                 What::Anew(session) => claim(&shared, &client, Some(session)).await.map(held),
                 What::NewUid => issue(&shared, &client).await,
             };
-            Made { uid, what, result }
+            Made { uid, what, incarnation, result }
         };
         self.running.get_or_insert_default().push(Box::pin(make));
     }

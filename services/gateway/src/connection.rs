@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 use crate::claims::{Claims, Made, What};
 use crate::mailbox::{Command, Hold, Mailbox, Offer, Order};
 use crate::probes::{Probe, Probes};
+use crate::registry::Place;
 use crate::socket::{Received, Socket, SocketError, code};
 use crate::upstream::ClaimError;
 use crate::{Shared, commands, settler, upstream};
@@ -161,11 +162,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
     }
 
     fn claimed(&mut self, made: Made) {
-        let Made { uid, what, result } = made;
+        let Made { uid, what, incarnation, result } = made;
         match (result, what) {
             (Ok((held, claimed)), _) => {
-                let session = claimed.session;
-                if self.shared.registry.insert(self.key(held), session, Arc::clone(&self.mailbox)) {
+                let place =
+                    Place { session: claimed.session, incarnation, mailbox: Arc::clone(&self.mailbox) };
+                if self.shared.registry.insert(self.key(held), place) {
                     self.shared.metrics.connected_agents.inc();
                 }
                 match what {
@@ -184,7 +186,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
             (Err(ClaimError::Duplicate { .. } | ClaimError::Refused), What::Anew(session)) => {
                 self.mailbox.put(Order::Close(uid, session, EndReason::Superseded));
             }
-            // Settling fails again at the next message, which brings the session back here.
+            // Settling fails again at the next message, and a session of another life of the gateway is
+            // found again: both bring the session back here.
             (Err(ClaimError::Unknown(not_now)), What::Anew(_)) => {
                 debug!(tenant = %self.tenant, agent_id = %uid, reason = not_now.reason, "an agent could not be claimed anew");
             }

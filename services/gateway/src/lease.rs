@@ -29,13 +29,19 @@ fn key(shared: &Shared) -> String {
     format!("gateways/{}/{}", shared.settings.cell, shared.settings.gateway)
 }
 
-/// Takes the lease for this life, and says to which floors this gateway keeps.
+/// Takes the lease for this life, and says to which floors this gateway keeps. A lease that held at the
+/// beginning and lapsed meanwhile is not renewed by it: others may have seen that it was gone.
 pub(crate) async fn take(shared: &Shared) -> Result<(), EngineError> {
     let began = Instant::now();
+    let held = shared.fence.is_leased();
     let incarnation = Bytes::copy_from_slice(shared.incarnation().as_bytes());
     let lease = GatewayLease { incarnation, floors: shared.fence.applied() };
     let value = lease.encode_to_vec().into();
     match shared.engines.leases.put(&key(shared), value, Precondition::Any).await {
+        Ok(_) if held && !shared.fence.is_leased() => Err(EngineError::Unavailable {
+            engine: "lease bucket",
+            reason: "the lease lapsed before it was renewed".to_owned(),
+        }),
         Ok(_) => {
             shared.fence.renewed(began);
             Ok(())
@@ -49,12 +55,14 @@ pub(crate) async fn take(shared: &Shared) -> Result<(), EngineError> {
 }
 
 /// Renews the lease until `stop`. When it has lapsed, a new life begins: others may have ended this
-/// gateway's sessions, so it claims them anew. So it does when an epoch of the log has begun: the store may
-/// know other sessions than there are, and not all that agents have said.
+/// gateway's sessions, so it claims them anew, and again until none of another life is left. So it does when
+/// an epoch of the log has begun: the store may know other sessions than there are, and not all that agents
+/// have said.
 pub(crate) async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(RENEW_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut to_ask = BTreeSet::new();
+    let mut reclaims = false;
     loop {
         // The stop comes once; until then every tick is taken.
         tokio::select! {
@@ -69,18 +77,19 @@ pub(crate) async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
         let begins_anew = lapsed || !to_ask.is_empty();
         if begins_anew {
             shared.new_incarnation();
+            reclaims = true;
         }
         match tokio::time::timeout(RENEW_EVERY, take(&shared)).await {
             Ok(Ok(())) => {
-                if begins_anew {
-                    if lapsed {
-                        warn!(event = "lease_lapsed", gateway = %shared.settings.gateway, incarnation = %shared.incarnation(), "the gateway's lease had lapsed: its sessions are claimed anew");
-                    }
+                if lapsed {
+                    warn!(event = "lease_lapsed", gateway = %shared.settings.gateway, incarnation = %shared.incarnation(), "the gateway's lease had lapsed: its sessions are claimed anew");
+                }
+                if reclaims {
                     let to_ask = std::mem::take(&mut to_ask);
                     tokio::select! {
                         biased;
                         () = stop.cancelled() => return,
-                        () = reclaim(&shared, &to_ask) => {}
+                        left = reclaim(&shared, &to_ask) => reclaims = left,
                     }
                 }
             }
@@ -96,16 +105,18 @@ fn tell(shared: &Shared, error: &dyn std::fmt::Display) {
     }
 }
 
-/// Has every session claimed anew, some at a time, the lease kept meanwhile; agents of the partitions `to_ask`
-/// are asked for full state.
-async fn reclaim(shared: &Shared, to_ask: &BTreeSet<Partition>) {
+/// Has every session of another life claimed anew, some at a time, the lease kept meanwhile; agents of the
+/// partitions `to_ask` are asked for full state. Returns whether there was any: it is looked for again, since
+/// a claim may fail.
+async fn reclaim(shared: &Shared, to_ask: &BTreeSet<Partition>) -> bool {
+    let sessions = shared.registry.of_other_lives(shared.incarnation());
     let mut renewed = Instant::now();
-    for sessions in shared.registry.all().chunks(RECLAIMS) {
-        for (key, session, mailbox) in sessions {
+    for sessions in sessions.chunks(RECLAIMS) {
+        for (key, place) in sessions {
             if to_ask.contains(&Partition::of(key)) {
-                mailbox.put(Order::RequestFullState(key.uid, *session));
+                place.mailbox.put(Order::RequestFullState(key.uid, place.session));
             }
-            mailbox.put(Order::Reclaim(key.uid, *session));
+            place.mailbox.put(Order::Reclaim(key.uid, place.session));
         }
         tokio::time::sleep(RECLAIM_EVERY).await;
         if renewed.elapsed() >= RENEW_EVERY {
@@ -115,6 +126,7 @@ async fn reclaim(shared: &Shared, to_ask: &BTreeSet<Partition>) {
             renewed = Instant::now();
         }
     }
+    !sessions.is_empty()
 }
 
 /// Gives the lease back when the gateway has stopped.

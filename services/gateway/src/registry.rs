@@ -3,47 +3,58 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use muster_domain::ids::{AgentKey, SessionId};
+use muster_domain::ids::{AgentKey, Incarnation, SessionId};
 
 use crate::mailbox::Mailbox;
 
 /// Sessions of this gateway.
 #[derive(Default)]
 pub(crate) struct Registry {
-    sessions: RwLock<HashMap<AgentKey, (SessionId, Arc<Mailbox>)>>,
+    sessions: RwLock<HashMap<AgentKey, Place>>,
+}
+
+/// Where a session is.
+#[derive(Clone)]
+pub(crate) struct Place {
+    /// The session.
+    pub(crate) session: SessionId,
+    /// Life of the gateway in which it was claimed.
+    pub(crate) incarnation: Incarnation,
+    /// The mailbox of its connection.
+    pub(crate) mailbox: Arc<Mailbox>,
 }
 
 impl Registry {
     /// The agent is on this connection from now on. Returns whether it was on none before.
-    pub(crate) fn insert(&self, key: AgentKey, session: SessionId, mailbox: Arc<Mailbox>) -> bool {
+    pub(crate) fn insert(&self, key: AgentKey, place: Place) -> bool {
         let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
-        sessions.insert(key, (session, mailbox)).is_none()
+        sessions.insert(key, place).is_none()
     }
 
     /// The session is over. Returns whether it was there: a newer one of the agent stays.
     pub(crate) fn remove(&self, key: &AgentKey, session: SessionId) -> bool {
         let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
-        if sessions.get(key).is_some_and(|(known, _)| *known == session) {
+        if sessions.get(key).is_some_and(|place| place.session == session) {
             sessions.remove(key);
             return true;
         }
         false
     }
 
-    /// Every session, in order of the agents.
-    pub(crate) fn all(&self) -> Vec<(AgentKey, SessionId, Arc<Mailbox>)> {
+    /// Sessions that were claimed in another life of the gateway than this, in order of the agents.
+    pub(crate) fn of_other_lives(&self, incarnation: Incarnation) -> Vec<(AgentKey, Place)> {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
-        let all =
-            sessions.iter().map(|(key, (session, mailbox))| (key.clone(), *session, Arc::clone(mailbox)));
-        let mut all: Vec<_> = all.collect();
+        let others = sessions.iter().filter(|(_, place)| place.incarnation != incarnation);
+        let mut others: Vec<_> = others.map(|(key, place)| (key.clone(), place.clone())).collect();
         drop(sessions);
-        all.sort_by(|(a, ..), (b, ..)| a.cmp(b));
-        all
+        others.sort_by(|(a, _), (b, _)| a.cmp(b));
+        others
     }
 
     /// The mailbox of the connection that carries exactly this session.
     pub(crate) fn find(&self, key: &AgentKey, session: SessionId) -> Option<Arc<Mailbox>> {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
-        sessions.get(key).filter(|(known, _)| *known == session).map(|(_, mailbox)| Arc::clone(mailbox))
+        let place = sessions.get(key).filter(|place| place.session == session);
+        place.map(|place| Arc::clone(&place.mailbox))
     }
 }
