@@ -276,7 +276,7 @@ impl Agent {
             self.start_session(&entry, &mut folded);
         }
         if let Some(report) = entry.report {
-            self.fold_report(report, entry.sequence_num, entry.received_at, &mut folded);
+            self.fold_report(report, entry.session, entry.sequence_num, entry.received_at, &mut folded);
         }
         if let Some(reason) = entry.ended {
             self.end_session(entry.received_at, reason, &mut folded);
@@ -310,8 +310,17 @@ impl Agent {
         folded.events.push(AgentEvent::Connected);
     }
 
-    fn fold_report(&mut self, report: Report, sequence_num: u64, at: Timestamp, folded: &mut Folded) {
+    fn fold_report(
+        &mut self,
+        report: Report,
+        session: SessionId,
+        sequence_num: u64,
+        at: Timestamp,
+        folded: &mut Folded,
+    ) {
         let state = &mut self.state;
+        let is_full = report.description.is_some();
+        let effective_before = state.effective_config;
         folded.state_changed = true;
         state.sequence_num = sequence_num;
         state.last_report = at;
@@ -341,7 +350,11 @@ impl Agent {
                 folded.effective_config = Some(effective);
             }
         }
-        if let Some(status) = report.remote_config {
+        if let Some(mut status) = report.remote_config {
+            if status.hash.is_none() && status.status != ConfigStatus::Unset {
+                let is_same = state.effective_config == effective_before;
+                status.hash = state.hash_meant(status.status, session, is_full, is_same);
+            }
             state.fold_remote_config(status, at, folded);
         }
         folded.events.extend(report.custom_message.map(AgentEvent::CustomMessage));
@@ -349,11 +362,25 @@ impl Agent {
 }
 
 impl AgentState {
-    fn fold_remote_config(&mut self, mut status: RemoteConfigStatus, at: Timestamp, folded: &mut Folded) {
-        // Some clients report a status without a hash: it can only be about what was offered last.
-        if status.hash.is_none() && status.status != ConfigStatus::Unset {
-            status.hash = self.offered.as_ref().map(|offered| offered.hash.clone());
+    /// What a status is about that some clients report without a hash. News is about what this session
+    /// was offered last. A full report repeats what was so before, if nothing speaks against it: the
+    /// offer may not have arrived. Otherwise nobody knows, and the config is offered again.
+    fn hash_meant(
+        &self,
+        status: ConfigStatus,
+        session: SessionId,
+        is_full: bool,
+        is_same: bool,
+    ) -> Option<ConfigHash> {
+        if is_full {
+            let known = &self.remote_config;
+            return known.hash.clone().filter(|_| known.status == status && is_same);
         }
+        let offered = self.offered.as_ref().filter(|offered| offered.session == session);
+        offered.map(|offered| offered.hash.clone())
+    }
+
+    fn fold_remote_config(&mut self, status: RemoteConfigStatus, at: Timestamp, folded: &mut Folded) {
         if status == self.remote_config {
             return;
         }

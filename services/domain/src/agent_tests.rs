@@ -179,6 +179,34 @@ fn a_status_without_a_hash_is_about_the_offer() {
     assert_eq!(agent.state.remote_config.hash, Some(hash(2)));
 }
 
+#[test]
+fn a_status_without_a_hash_is_not_about_an_offer_that_may_not_have_arrived() {
+    let mut agent = Agent::new(key(), Timestamp(1));
+    offer(&mut agent, 2, 100);
+    report(&mut agent, 110, status(None, ConfigStatus::Applied));
+    offer(&mut agent, 3, 200);
+    let full = |effective: Option<&str>| Report {
+        description: Some(crate::report::Description::default()),
+        effective_config: effective.map(|body| {
+            let file = ConfigFile { body: body.into(), ..ConfigFile::default() };
+            [("a".to_owned(), file)].into()
+        }),
+        ..status(None, ConfigStatus::Applied)
+    };
+    // What it reports in full is as before.
+    report(&mut agent, 210, full(None));
+    assert_eq!(agent.state.remote_config.hash, Some(hash(2)));
+    assert!(agent.state.offered.is_some());
+    // Another session was not offered anything yet.
+    let news = status(None, ConfigStatus::Failed);
+    agent.fold(Entry { report: Some(news), ..entry(2, 2, 220) });
+    assert_eq!((&agent.state.remote_config.hash, &agent.state.failed), (&None, &None));
+    // It runs something else than was known.
+    report(&mut agent, 230, status(Some(hash(2)), ConfigStatus::Applied));
+    agent.fold(Entry { report: Some(full(Some("x"))), ..entry(2, 2, 240) });
+    assert_eq!(agent.state.remote_config.hash, None);
+}
+
 proptest! {
     /// Invariant 2 in part: whatever the order of arrival, the highest claim speaks for the agent.
     #[test]
