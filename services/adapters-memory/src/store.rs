@@ -234,6 +234,17 @@ impl IntentStore for MemoryStore {
         Ok(intent.revision)
     }
 
+    async fn advance(
+        &self,
+        tenant: &Tenant,
+        at_least: IntentRevision,
+    ) -> Result<IntentRevision, EngineError> {
+        let mut tables = lock(&self.tables);
+        let revision = &mut tables.intents.entry(tenant.clone()).or_default().revision;
+        *revision = at_least.max(*revision);
+        Ok(*revision)
+    }
+
     async fn label(
         &self,
         key: &AgentKey,

@@ -42,6 +42,11 @@ struct Raised {
     wanted: Floors,
     /// Those that are in the bucket.
     written: Floors,
+    /// Intent revisions that the bucket is to keep in mind, and those that it does.
+    revisions: BTreeMap<Tenant, IntentRevision>,
+    kept: BTreeMap<Tenant, IntentRevision>,
+    /// The store is known not to be older than the bucket.
+    compared: bool,
 }
 
 impl Intents {
@@ -64,6 +69,9 @@ impl Intents {
     /// Reads the intents that changed, and tells every worker if any did.
     pub(crate) async fn refresh(&self, shared: &Shared) -> Result<(), EngineError> {
         let mut raised = self.refreshing.lock().await;
+        if !raised.compared {
+            raised.compared = raised.compare(shared).await;
+        }
         let revisions = shared.engines.intent.revisions().await?;
         let mut planners = Planners::clone(&self.planners.load());
         let is_new = |tenant: &Tenant, revision: &IntentRevision| {
@@ -77,6 +85,7 @@ impl Intents {
         for tenant in &changed {
             let intent = shared.engines.intent.intent(tenant).await?;
             raised.wanted.raise(tenant, &intent.floors);
+            raised.revisions.insert((*tenant).clone(), intent.revision);
             planners.insert((*tenant).clone(), Arc::new(Planner::new(&intent)));
         }
         // Before anything is decided on the new intent: what the old one gave goes no further.
@@ -90,10 +99,42 @@ impl Intents {
 }
 
 impl Raised {
+    /// Raises the revisions of a store that was restored from a backup past those that were used since:
+    /// gateways would hold offers of theirs for superseded. Whether that is done.
+    async fn compare(&mut self, shared: &Shared) -> bool {
+        let work = async {
+            let known = floors::revisions(shared.engines.values.as_ref(), &shared.settings.cell).await?;
+            let stored = shared.engines.intent.revisions().await?;
+            for (tenant, known) in known {
+                let stored = stored.get(&tenant).copied().unwrap_or_default();
+                if stored < known {
+                    let next = IntentRevision(known.0.saturating_add(1));
+                    shared.engines.intent.advance(&tenant, next).await?;
+                    warn!(event = "intent_advanced", %tenant, %stored, %known, "the store is older than what gateways were sent, as after a restore: its intent counts anew");
+                }
+            }
+            Ok::<_, EngineError>(())
+        };
+        match tokio::time::timeout(FLOORS_DEADLINE, work).await {
+            Ok(Ok(())) => return true,
+            Ok(Err(error)) => tell_not_raised(shared, &error),
+            Err(_) => tell_not_raised(shared, &"no answer in time"),
+        }
+        false
+    }
+
     /// Raises the floors that gateways keep to. Those that could not be raised now are at the next look.
     async fn raise(&mut self, shared: &Shared) {
         let (bucket, cell) = (shared.engines.values.as_ref(), &shared.settings.cell);
-        let work = floors::raise(bucket, cell, &self.wanted, &mut self.written);
+        let work = async {
+            for (tenant, revision) in &self.revisions {
+                if self.kept.get(tenant) != Some(revision) {
+                    floors::raise_revision(bucket, cell, tenant, *revision).await?;
+                    self.kept.insert(tenant.clone(), *revision);
+                }
+            }
+            floors::raise(bucket, cell, &self.wanted, &mut self.written).await
+        };
         match tokio::time::timeout(FLOORS_DEADLINE, work).await {
             Ok(Ok(false)) => {}
             Ok(Ok(true)) => {

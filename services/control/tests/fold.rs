@@ -538,3 +538,25 @@ async fn sessions_of_a_lost_gateway_end_by_the_observation_of_control_whatever_c
     assert_eq!(ended().await, Some(EndReason::GatewayLost));
     cluster.stop().await;
 }
+
+#[tokio::test]
+async fn a_store_that_is_restored_from_a_backup_counts_its_intent_anew() {
+    let mut cluster = Cluster::new();
+    let tenant = "default".parse().unwrap();
+    cluster.apply(MANIFESTS).await;
+    let backup = Arc::new((*cluster.store).clone());
+    cluster.apply(&MANIFESTS.replace("a: 1", "a: 2")).await;
+    cluster.start_control();
+    cluster.report(&key(1), 0).await;
+    cluster.agents_at(&[key(1)], 0).await;
+    cluster.stop().await;
+    assert_eq!(cluster.store.intent(&tenant).await.unwrap().revision.0, 2);
+
+    cluster.store = backup;
+    cluster.stop = CancellationToken::new();
+    cluster.start_control();
+    cluster.report(&key(1), 1).await;
+    cluster.agents_at(&[key(1)], 1).await;
+    cluster.stop().await;
+    assert_eq!(cluster.store.intent(&tenant).await.unwrap().revision.0, 3, "2 was used");
+}

@@ -4,6 +4,9 @@
 //! value of its own, and only rises. The head is the sum of all: it is written after them, so that who
 //! reads the head first and then finds a lower sum knows that something is missing. A bucket without a head
 //! was lost, or never filled: it says nothing about floors.
+//!
+//! Beside them stand the revisions of intent that offers are decided on: a store that is older than its
+//! bucket was restored from a backup.
 
 use std::collections::BTreeMap;
 
@@ -53,6 +56,42 @@ impl Floors {
         let floors = self.of.values().flat_map(BTreeMap::values);
         floors.fold(0, |sum, floor| sum.saturating_add(floor.0))
     }
+}
+
+fn revisions_prefix(cell: &Cell) -> String {
+    format!("intent-revisions/{cell}/")
+}
+
+/// Keeps in mind that offers are decided on this revision of a tenant's intent. The store may be restored
+/// from a backup: then the bucket knows which revisions were used since.
+///
+/// # Errors
+/// If the engine did not do it; the same call may be made again.
+pub async fn raise_revision(
+    bucket: &dyn KeyValue,
+    cell: &Cell,
+    tenant: &Tenant,
+    revision: IntentRevision,
+) -> Result<(), EngineError> {
+    raise_value(bucket, &format!("{}{tenant}", revisions_prefix(cell)), revision.0).await
+}
+
+/// The highest revision of each tenant's intent that was kept in mind.
+///
+/// # Errors
+/// If the engine does not say, or holds something else.
+pub async fn revisions(
+    bucket: &dyn KeyValue,
+    cell: &Cell,
+) -> Result<BTreeMap<Tenant, IntentRevision>, EngineError> {
+    let prefix = revisions_prefix(cell);
+    let mut revisions = BTreeMap::new();
+    for (key, value) in bucket.list(&prefix).await? {
+        let tenant = key.strip_prefix(&prefix).and_then(|tenant| tenant.parse().ok());
+        let Some(tenant) = tenant else { return Err(corrupt(&key, "the key names no tenant")) };
+        revisions.insert(tenant, IntentRevision(number(&key, &value)?));
+    }
+    Ok(revisions)
 }
 
 fn head_key(cell: &Cell) -> String {

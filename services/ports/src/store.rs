@@ -193,6 +193,12 @@ pub trait IntentStore: Send + Sync {
     /// new revision; the present one for an empty change.
     async fn change(&self, tenant: &Tenant, change: &IntentChange) -> Result<IntentRevision, IntentError>;
 
+    /// Raises a tenant's revision to at least this one and changes nothing else. A store that was restored
+    /// from a backup gives revisions again that agents were sent offers of since: past those, its own
+    /// count anew. Returns the revision now.
+    async fn advance(&self, tenant: &Tenant, at_least: IntentRevision)
+    -> Result<IntentRevision, EngineError>;
+
     /// Sets (`Some`) and removes (`None`) labels of one agent. Returns its labels now, or `None`
     /// if no such agent is stored.
     async fn label(

@@ -54,6 +54,14 @@ impl IntentStore for PostgresStore {
         call!(self, |connection| write(connection, tenant, change))
     }
 
+    async fn advance(
+        &self,
+        tenant: &Tenant,
+        at_least: IntentRevision,
+    ) -> Result<IntentRevision, EngineError> {
+        call!(self, |connection| raise_to(connection, tenant, at_least))
+    }
+
     async fn label(
         &self,
         key: &AgentKey,
@@ -167,6 +175,24 @@ async fn raise_revision(
          ON CONFLICT (tenant) DO UPDATE SET revision = i.revision + 1 RETURNING revision",
     )
     .bind(tenant.as_str())
+    .fetch_one(connection)
+    .await
+    .map_err(failed("intents"))?;
+    Ok(IntentRevision(Reading::new(&raised, "intents").unsigned("revision")?))
+}
+
+async fn raise_to(
+    connection: &mut PgConnection,
+    tenant: &Tenant,
+    at_least: IntentRevision,
+) -> Result<IntentRevision, EngineError> {
+    let raised = query(
+        "INSERT INTO intents AS i (tenant, revision) VALUES ($1, $2) \
+         ON CONFLICT (tenant) DO UPDATE SET revision = greatest(i.revision, excluded.revision) \
+         RETURNING revision",
+    )
+    .bind(tenant.as_str())
+    .bind(signed(at_least.0))
     .fetch_one(connection)
     .await
     .map_err(failed("intents"))?;

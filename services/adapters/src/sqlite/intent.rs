@@ -114,6 +114,26 @@ impl IntentStore for SqliteStore {
         Ok(revision)
     }
 
+    async fn advance(
+        &self,
+        tenant: &Tenant,
+        at_least: IntentRevision,
+    ) -> Result<IntentRevision, EngineError> {
+        let mut transaction = self.begin_write().await?;
+        let row = query(
+            "INSERT INTO intents (tenant, revision) VALUES ($1, $2) \
+             ON CONFLICT (tenant) DO UPDATE SET revision = max(revision, excluded.revision) RETURNING revision",
+        )
+        .bind(tenant.as_str())
+        .bind(signed(at_least.0))
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(failed("intents"))?;
+        let revision = Reading::new(&row, "intents").unsigned("revision")?;
+        transaction.commit().await.map_err(failed("intents"))?;
+        Ok(IntentRevision(revision))
+    }
+
     async fn label(
         &self,
         key: &AgentKey,

@@ -36,6 +36,7 @@ pub async fn all<S: Store>(make: impl AsyncFn() -> S) {
     intent::a_change_raises_the_revision_by_one(&make().await).await;
     intent::a_floor_rises_to_the_revision_of_its_change(&make().await).await;
     intent::another_try_is_asked_for_at_the_revision_of_its_change(&make().await).await;
+    intent::a_revision_is_advanced_and_never_goes_back(&make().await).await;
     intent::a_stale_plan_writes_nothing(&make().await).await;
     intent::one_of_two_changes_wins(&make().await).await;
     intent::an_empty_change_raises_nothing(&make().await).await;

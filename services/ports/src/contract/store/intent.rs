@@ -377,3 +377,17 @@ pub(super) async fn tenants_are_apart(store: &dyn Store) {
     assert_eq!(store.agents(&cell(), &[ours]).await.unwrap()[0].labels, Labels::new());
     assert_eq!(store.agents(&cell(), &[theirs]).await.unwrap()[0].labels, labels(&[("a", "1")]));
 }
+
+pub(super) async fn a_revision_is_advanced_and_never_goes_back(store: &dyn Store) {
+    let advance = async |name: &str, to| store.advance(&tenant(name), IntentRevision(to)).await.unwrap().0;
+    assert_eq!(advance("default", 7).await, 7, "of a tenant without any intent");
+    assert_eq!(advance("default", 5).await, 7);
+    assert_eq!(revision_of(store, "default").await, IntentRevision(7));
+    assert_eq!(revision_of(store, "other").await, IntentRevision(0));
+    store.change(&tenant("default"), &change(7, "a")).await.unwrap();
+    assert_eq!(advance("default", 9).await, 9);
+    let stale = store.change(&tenant("default"), &change(8, "b")).await.unwrap_err();
+    assert!(matches!(stale, IntentError::Moved), "{stale:?}");
+    let intent = store.intent(&tenant("default")).await.unwrap();
+    assert_eq!(intent.assignments.len(), 1, "what is wanted stays");
+}
