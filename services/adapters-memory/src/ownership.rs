@@ -16,11 +16,18 @@ pub struct MemoryOwnership {
     agents: Mutex<HashMap<AgentKey, Row>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Row {
     owned: Owned,
     /// The last session that held the agent, and its claim.
     last: (SessionId, Claim),
+}
+
+impl Clone for MemoryOwnership {
+    /// A backup: what is known now, and what one of them learns later the other does not know.
+    fn clone(&self) -> Self {
+        Self { agents: Mutex::new(lock(&self.agents).clone()) }
+    }
 }
 
 impl MemoryOwnership {

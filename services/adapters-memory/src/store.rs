@@ -31,7 +31,7 @@ pub struct MemoryStore {
     tables: Mutex<Tables>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Tables {
     partitions: BTreeMap<(Cell, Partition), PartitionRow>,
     /// Each agent as every cell has it; never none.
@@ -46,10 +46,17 @@ struct Tables {
     components: BTreeMap<ComponentsKey, (Timestamp, Components)>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Row {
     agent: Agent,
     effective_config: Option<ConfigMap>,
+}
+
+impl Clone for MemoryStore {
+    /// A backup: what is stored now, and what is written to one of them later is not in the other.
+    fn clone(&self) -> Self {
+        Self { tables: Mutex::new(lock(&self.tables).clone()) }
+    }
 }
 
 impl MemoryStore {
