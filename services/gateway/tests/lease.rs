@@ -108,6 +108,7 @@ impl Rig {
         let engines = Engines {
             blobs: Arc::new(MemoryBlobs::default()),
             log: log.clone(),
+            blobs: Arc::new(MemoryBlobs::default()),
             ownership: owners.clone(),
             bus: Arc::new(MemoryBus::default()),
             leases: leases.clone(),

@@ -105,6 +105,7 @@ impl Wire {
             fold: store.clone(),
             intent: store,
             clock: self.clock(),
+            random: self.random(),
             spawner: self.process.spawner(),
         }
     }

@@ -382,6 +382,7 @@ impl Machine {
                 || self.falls_back.is_some(),
             runs: ConfigHash::new(&self.runs),
             names_no_hash: self.kind == Kind::Java,
+            keeps_uid: self.kind == Kind::Python,
         }
     }
 }

@@ -59,8 +59,8 @@ impl Checker {
             self.offer_written(peer, uid, &offer.config_hash);
             return;
         }
-        // What asks for full state may be an answer or not; a refusal is no answer.
-        if message.error_response.is_some() || message.flags != 0 {
+        // What asks for full state may be an answer or not; a refusal is no answer, nor is a new uid.
+        if message.error_response.is_some() || message.agent_identification.is_some() || message.flags != 0 {
             return;
         }
         let stored = &self.answers.stored;

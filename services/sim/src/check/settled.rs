@@ -29,6 +29,8 @@ pub(crate) struct AgentView {
     pub(crate) runs: Option<ConfigHash>,
     /// Whether it names no hash in its config status.
     pub(crate) names_no_hash: bool,
+    /// Whether it takes no other uid: of two such with one uid, one is refused.
+    pub(crate) keeps_uid: bool,
 }
 
 /// What was found at the end.
@@ -70,7 +72,6 @@ pub(crate) async fn settled(world: &World, views: &[AgentView]) -> anyhow::Resul
             not_yet.push(format!("agent {} is not stored", views[0].who));
             continue;
         };
-        // Of two with one uid, the one that the store knows of.
         let session = stored.agent.live_session();
         let peer = session.and_then(|session| world.check(|checker| checker.peer(session.id)));
         let Some(view) = views.iter().find(|view| view.peer.is_some() && view.peer == peer) else {
@@ -78,6 +79,9 @@ pub(crate) async fn settled(world: &World, views: &[AgentView]) -> anyhow::Resul
             not_yet.push(format!("agent {who} ({}) is at {at:?}, and stored at {peer:?}", Short(uid.0)));
             continue;
         };
+        for other in views.iter().filter(|other| other.who != view.who && !other.keeps_uid) {
+            not_yet.push(format!("agent {} has the uid of agent {}", other.who, view.who));
+        }
         if let Some(session) = session
             && holder.as_ref().map(|holder| holder.session) != Some(session.id)
         {
