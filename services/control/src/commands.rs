@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use muster_domain::ids::{Partition, Timestamp};
 use muster_ports::EngineError;
 use muster_ports::store::QueuedCommand;
-use tokio::sync::watch;
 use tracing::warn;
 
 use crate::Shared;
+use crate::changes::{Changes, Watcher};
 
 /// Most queued commands that are looked at, of all tenants.
 const MOST: usize = 100_000;
@@ -26,21 +27,21 @@ const FORGET_STEPS: usize = 100;
 pub(crate) type Queued = BTreeMap<Partition, Vec<QueuedCommand>>;
 
 /// The queued commands, as last read.
+#[derive(Default)]
 pub(crate) struct Commands {
-    queued: watch::Sender<Arc<Queued>>,
-}
-
-impl Default for Commands {
-    fn default() -> Self {
-        let (queued, _) = watch::channel(Arc::default());
-        Self { queued }
-    }
+    queued: ArcSwap<Queued>,
+    changes: Changes,
 }
 
 impl Commands {
-    /// Wakes when other commands are queued than at the look before.
-    pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<Queued>> {
-        self.queued.subscribe()
+    /// Sees when other commands are queued than at the look before.
+    pub(crate) fn watch(&self) -> Watcher {
+        self.changes.watch()
+    }
+
+    /// The queued commands.
+    pub(crate) fn queued(&self) -> Arc<Queued> {
+        self.queued.load_full()
     }
 
     /// Reads what is queued, for every worker.
@@ -55,13 +56,10 @@ impl Commands {
         for command in found {
             queued.entry(Partition::of(&command.key)).or_default().push(command);
         }
-        self.queued.send_if_modified(|known| {
-            let changed = **known != queued;
-            if changed {
-                *known = Arc::new(queued);
-            }
-            changed
-        });
+        if **self.queued.load() != queued {
+            self.queued.store(Arc::new(queued));
+            self.changes.happen();
+        }
         Ok(())
     }
 }

@@ -128,7 +128,7 @@ impl Workers {
                 Arc::clone(&self.shared),
                 partition,
                 self.shared.intents.watch(),
-                self.shared.commands.subscribe(),
+                self.shared.commands.watch(),
                 stop.clone(),
             );
             let (end, ended) = oneshot::channel();

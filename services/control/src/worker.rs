@@ -22,7 +22,6 @@ use muster_ports::log::{LogEntry, LogReader, Position};
 use muster_ports::store::{Commit, CommitError, PartitionRow, StoredAgent};
 use muster_proto::Message;
 use muster_proto::bus::GatewayLease;
-use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -32,7 +31,7 @@ use crate::trace::Folding;
 use crate::worker::batch::{Batch, Happened};
 use crate::worker::components::Lists;
 use crate::worker::read::{Bad, Part};
-use crate::{Shared, commands::Queued, decode, intents::Planners, offers};
+use crate::{Shared, decode, intents::Planners, offers};
 
 /// Agents remembered between batches.
 const CACHE: usize = 64;
@@ -84,7 +83,7 @@ pub(crate) async fn run(
     shared: Arc<Shared>,
     partition: Partition,
     mut changed: Watcher,
-    mut queued: watch::Receiver<Arc<Queued>>,
+    mut queued: Watcher,
     stop: CancellationToken,
 ) {
     let mut wait = RESTART.0;
@@ -113,7 +112,7 @@ async fn work(
     shared: &Shared,
     partition: Partition,
     changed: &mut Watcher,
-    queued: &mut watch::Receiver<Arc<Queued>>,
+    queued: &mut Watcher,
     stop: &CancellationToken,
 ) -> Result<(), Restart> {
     let row = shared.engines.fold.partition(&shared.settings.cell, partition).await?;
@@ -136,7 +135,8 @@ async fn work(
     let mut reader = shared.engines.log.read(partition, worker.row.position).await?;
     changed.mark_seen();
     worker.look_at_all(&shared.intents.planners(), true).await?;
-    queued.mark_changed();
+    // What was queued before this worker began.
+    worker.take_commands(shared.commands.queued().get(&partition).map_or(&[], Vec::as_slice)).await?;
 
     let mut sweep = tokio::time::interval(shared.settings.sweep_every);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -154,8 +154,8 @@ async fn work(
                 worker.expire_commands().await?;
             }
             // Looks are as far apart as wake-ups and ticks.
-            Ok(()) = queued.changed() => {
-                let queued = Arc::clone(&queued.borrow_and_update());
+            () = queued.changed() => {
+                let queued = shared.commands.queued();
                 worker.take_commands(queued.get(&partition).map_or(&[], Vec::as_slice)).await?;
             }
             _ = sweep.tick() => {

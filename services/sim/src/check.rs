@@ -202,9 +202,9 @@ impl Checker {
     /// took its position from an agent.
     pub(crate) fn last_of_an_agent(&self, partition: Partition) -> Option<(Position, MessageId)> {
         let row = self.stored.rows.get(&partition)?;
-        let folded = self.logs.last()?.get(&partition)?.range(..=row.position);
+        let mut folded = self.logs.last()?.get(&partition)?.range(..=row.position);
         let first = folded.clone().map(|(_, entry)| entry.uid).min()?;
-        let (position, entry) = folded.filter(|(_, entry)| entry.uid == first).next_back()?;
+        let (position, entry) = folded.rfind(|(_, entry)| entry.uid == first)?;
         Some((*position, entry.id))
     }
 }

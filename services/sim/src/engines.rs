@@ -104,6 +104,9 @@ impl Wire {
             values: Arc::new(SimKeyValue(Arc::clone(self), Bucket::Values)),
             fold: store.clone(),
             intent: store,
+            // What has no history under simulation yet is not disturbed either.
+            commands: self.world.engines().store.clone(),
+            components: self.world.engines().store.clone(),
             clock: self.clock(),
             random: self.random(),
             spawner: self.process.spawner(),

@@ -1,7 +1,7 @@
 //! `cargo xtask sim`: runs seeds, and shows the first that breaks a rule.
 
 use std::process::ExitCode;
-use std::time::Instant;
+use tokio::time::Instant;
 
 use clap::{Parser, ValueEnum};
 use muster_sim::{Broken, Options, Outcome, run};

@@ -182,7 +182,7 @@ impl Machine {
         match self.rng.below(10) {
             0..=4 => {
                 self.n += 1;
-                self.pending.effective = self.number % 4 == 0;
+                self.pending.effective = self.number.is_multiple_of(4);
                 if self.rng.chance(200) {
                     self.team = TEAMS[self.rng.below(3) as usize];
                 }
@@ -298,7 +298,7 @@ impl Machine {
     /// What runs. With some agents it is too large for the log.
     fn effective_config(&self) -> AgentConfigMap {
         let mut config_map = self.effective.clone();
-        if self.number % 4 == 0 {
+        if self.number.is_multiple_of(4) {
             let body = format!("{:04000}", self.n).into();
             let content_type = String::new();
             config_map.insert("padding".to_owned(), AgentConfigFile { body, content_type });
@@ -394,5 +394,5 @@ fn refuses(number: u64, files: &BTreeMap<String, AgentConfigFile>) -> bool {
         let digits = text.split("v: ").nth(1)?.chars().take_while(char::is_ascii_digit);
         digits.collect::<String>().parse::<u64>().ok()
     };
-    files.values().filter_map(|file| value(&file.body)).any(|value| (value + number) % 4 == 0)
+    files.values().filter_map(|file| value(&file.body)).any(|value| (value + number).is_multiple_of(4))
 }

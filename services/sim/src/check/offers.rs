@@ -79,6 +79,10 @@ impl Checker {
                 return format!(": asks {} for full state", request.sessions.len());
             }
             Action::CloseSessions(close) => return format!(": closes {}", close.sessions.len()),
+            Action::RequestComponents(request) => {
+                return format!(": asks {} for components", request.sessions.len());
+            }
+            Action::SendCommands(send) => return format!(": {} commands", send.commands.len()),
         };
         let mut told = format!(": offers of {}", offer.intent_revision);
         for target in &offer.targets {

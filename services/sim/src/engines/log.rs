@@ -91,10 +91,7 @@ impl Log for SimLog {
 /// The report of an entry, which may be in the entry or a blob.
 async fn report(blobs: &MemoryBlobs, payload: &Bytes) -> Option<Bytes> {
     let envelope = Envelope::decode(payload.clone()).ok()?;
-    let blob = match envelope.agent_to_server_blob {
-        None => return envelope.agent_to_server,
-        Some(blob) => blob,
-    };
+    let Some(blob) = envelope.agent_to_server_blob else { return envelope.agent_to_server };
     let blob = BlobRef { digest: blob.digest.as_ref().try_into().ok()?, size: blob.size };
     blobs.get(&envelope.tenant.parse().ok()?, &blob).await.ok().flatten()
 }
