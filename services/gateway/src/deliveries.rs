@@ -114,7 +114,7 @@ async fn offer_config(shared: &Shared, tenant: &Tenant, offer: RemoteConfigOffer
     let mut rendered: HashMap<ConfigHash, Bytes> = HashMap::new();
     for target in &offer.targets {
         let (key, session) = session_of(tenant, &target.instance_uid, &target.session_id)?;
-        let Some(mailbox) = shared.registry.find(&key, session) else {
+        let Some(place) = shared.registry.place(&key, session) else {
             shared.metrics.offers.with_label_values(&["session_gone"]).inc();
             continue;
         };
@@ -135,13 +135,13 @@ async fn offer_config(shared: &Shared, tenant: &Tenant, offer: RemoteConfigOffer
         };
         let offer = Offer {
             session,
-            incarnation: shared.incarnation(),
+            incarnation: place.incarnation,
             revision: IntentRevision(offer.intent_revision),
             assignments: Arc::clone(&assignments),
             hash,
             remote_config,
         };
-        mailbox.put(Order::Offer(key.uid, offer));
+        place.mailbox.put(Order::Offer(key.uid, offer));
     }
     Ok(())
 }

@@ -28,7 +28,8 @@ const DEADLINE: Duration = Duration::from_secs(2);
 /// Why an offer is not sent. Control sends it again, if it is still wanted then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// The lease was not renewed in time, now or since the offer arrived.
+    /// The lease was not renewed in time, now or since the session was claimed: what waited meanwhile is not
+    /// told from what is new, and the agent may be elsewhere.
     LeaseLapsed,
     /// No floors are loaded.
     FloorsUnknown,

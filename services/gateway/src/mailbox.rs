@@ -23,7 +23,7 @@ use crate::probes::Probe;
 pub(crate) struct Offer {
     /// The session that it is for.
     pub(crate) session: SessionId,
-    /// Life of the gateway in which the offer arrived.
+    /// Life of the gateway in which the session was claimed: it knows nothing of what came after that.
     pub(crate) incarnation: Incarnation,
     /// Intent revision: the higher one wins.
     pub(crate) revision: IntentRevision,

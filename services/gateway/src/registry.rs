@@ -53,8 +53,12 @@ impl Registry {
 
     /// The mailbox of the connection that carries exactly this session.
     pub(crate) fn find(&self, key: &AgentKey, session: SessionId) -> Option<Arc<Mailbox>> {
+        self.place(key, session).map(|place| place.mailbox)
+    }
+
+    /// Where exactly this session is.
+    pub(crate) fn place(&self, key: &AgentKey, session: SessionId) -> Option<Place> {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
-        let place = sessions.get(key).filter(|place| place.session == session);
-        place.map(|place| Arc::clone(&place.mailbox))
+        sessions.get(key).filter(|place| place.session == session).cloned()
     }
 }

@@ -106,7 +106,6 @@ impl Rig {
         let owners = Arc::new(Owners(MemoryOwnership::new(), Mood::default()));
         let count = AtomicU64::new(1);
         let engines = Engines {
-            blobs: Arc::new(MemoryBlobs::default()),
             log: log.clone(),
             blobs: Arc::new(MemoryBlobs::default()),
             ownership: owners.clone(),

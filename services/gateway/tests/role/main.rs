@@ -75,6 +75,7 @@ struct Gateway {
     bus: Arc<MemoryBus>,
     leases: Arc<Unkind>,
     values: Arc<MemoryKeyValue>,
+    ownership: Arc<MemoryOwnership>,
     registry: Registry,
     /// The gateway's time, in microseconds.
     time: Arc<AtomicU64>,
@@ -102,11 +103,12 @@ impl Gateway {
             is_down: AtomicBool::new(false),
         });
         let values = Arc::new(MemoryKeyValue::new(None));
+        let ownership = Arc::new(MemoryOwnership::new());
         let time = Arc::new(AtomicU64::new(1_000_000));
         let engines = Engines {
             log: log.clone(),
             blobs: Arc::new(MemoryBlobs::default()),
-            ownership: Arc::new(MemoryOwnership::new()),
+            ownership: ownership.clone(),
             bus: bus.clone(),
             leases: leases.clone(),
             values: values.clone(),
@@ -126,7 +128,7 @@ impl Gateway {
             tokio::spawn(async move { run(settings, engines, metrics, listener, stopped).await.unwrap() }),
             tokio::spawn(control(controls, contested, stop.clone())),
         ];
-        Self { url, log, bus, leases, values, registry, time, contests, stop, tasks }
+        Self { url, log, bus, leases, values, ownership, registry, time, contests, stop, tasks }
     }
 
     /// Connects the agent and returns it with its session.
@@ -196,12 +198,18 @@ impl Gateway {
         self.bus.publish(&subject, delivery.encode_to_vec().into()).await.unwrap();
     }
 
-    /// Whether any offer had this result.
-    fn had(&self, result: &str) -> bool {
+    /// How many offers had this result.
+    fn count(&self, result: &str) -> f64 {
         let families = self.registry.gather();
         let family = families.iter().find(|family| family.name() == "muster_gateway_offers_total");
         let metrics = family.map(|family| family.get_metric()).unwrap_or_default();
-        metrics.iter().any(|metric| metric.get_label()[0].value() == result)
+        let found = metrics.iter().find(|metric| metric.get_label()[0].value() == result);
+        found.map_or(0.0, |metric| metric.get_counter().get_value())
+    }
+
+    /// Whether any offer had this result.
+    fn had(&self, result: &str) -> bool {
+        self.count(result) > 0.0
     }
 
     /// Waits until an offer has had this result.
