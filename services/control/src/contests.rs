@@ -2,6 +2,7 @@
 //! and off the fold path. `domain::duplicates` decides.
 
 use std::collections::BTreeMap;
+use std::future::pending;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +32,15 @@ const LEASES_DEADLINE: Duration = Duration::from_millis(500);
 /// A gateway that was found gone from the bus is not asked again for this long, unless it renews its lease.
 const GONE_FOR: Duration = Duration::from_secs(3);
 
+/// A probe that has no answer after this time may have reached a gateway that was just ending: whether
+/// anybody listens for it is asked apart, once for all contests.
+const LOST_AFTER: Duration = Duration::from_millis(400);
+/// Longest wait for a gateway to say that it listens.
+const LISTENS_DEADLINE: Duration = Duration::from_secs(1);
+
+/// When a gateway was asked last whether it listens, and whether it did.
+type Listening = Arc<tokio::sync::Mutex<Option<(Instant, bool)>>>;
+
 /// Versions of the gateways' leases; none if the bucket could not be read.
 type Leases = Option<Arc<BTreeMap<String, u64>>>;
 
@@ -41,11 +51,17 @@ pub(crate) struct Contests {
     leases: tokio::sync::Mutex<Option<(Instant, Leases)>>,
     /// Gateways that nobody listened for twice: since when, and their leases then.
     gone: Mutex<BTreeMap<GatewayId, (Instant, u64)>>,
+    listening: Mutex<BTreeMap<GatewayId, Listening>>,
 }
 
 impl Default for Contests {
     fn default() -> Self {
-        Self { places: Semaphore::new(MOST), leases: tokio::sync::Mutex::default(), gone: Mutex::default() }
+        Self {
+            places: Semaphore::new(MOST),
+            leases: tokio::sync::Mutex::default(),
+            gone: Mutex::default(),
+            listening: Mutex::default(),
+        }
     }
 }
 
@@ -74,7 +90,30 @@ impl Contests {
         gone.get(gateway).is_some_and(|(_, version)| lease == Some(*version))
     }
 
+    /// Whether anybody listens under a gateway's name; one that does not answer may.
+    async fn listens(&self, shared: &Shared, gateway: &GatewayId) -> bool {
+        let listening = {
+            let mut all = self.listening.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(all.entry(gateway.clone()).or_default())
+        };
+        // Who asks holds the lock: the others wait and see the same.
+        let mut seen = listening.lock().await;
+        if let Some((at, listens)) = *seen
+            && at.elapsed() < LEASES_KEPT
+        {
+            return listens;
+        }
+        // A question about nothing is answered at once.
+        let question = GatewayRequest::default().encode_to_vec().into();
+        let subject = Subject::Gateway(shared.settings.cell.clone(), gateway.clone());
+        let answer = shared.engines.bus.request(&subject, question, LISTENS_DEADLINE).await;
+        let listens = !matches!(answer, Err(RequestError::NoResponders));
+        *seen = Some((Instant::now(), listens));
+        listens
+    }
+
     fn set_gone(&self, gateway: &GatewayId, lease: Option<u64>) {
+        self.listening.lock().unwrap_or_else(PoisonError::into_inner).remove(gateway);
         if let Some(version) = lease {
             let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
             gone.entry(gateway.clone()).or_insert((Instant::now(), version));
@@ -178,16 +217,26 @@ async fn ask(shared: &Shared, tenant: &Tenant, contest: &ResolveContest, gateway
         request: Some(gateway_request::Request::Probe(ProbeSession { session: Some(session) })),
     };
     let subject = Subject::Gateway(shared.settings.cell.clone(), gateway.clone());
-    let reply =
-        match shared.engines.bus.request(&subject, request.encode_to_vec().into(), PROBE_DEADLINE).await {
-            Ok(reply) => GatewayReply::decode(reply),
-            Err(RequestError::NoResponders) => return Answer::NobodyListens,
-            Err(RequestError::TimedOut) => return Answer::Unanswered,
-            Err(RequestError::Engine(error)) => {
-                debug!(%tenant, %gateway, %error, "a gateway could not be asked for one of its agents");
-                return Answer::Failed;
-            }
-        };
+    let gone = async {
+        sleep(LOST_AFTER).await;
+        if shared.contests.listens(shared, gateway).await {
+            pending::<()>().await;
+        }
+    };
+    let answer = tokio::select! {
+        biased;
+        answer = shared.engines.bus.request(&subject, request.encode_to_vec().into(), PROBE_DEADLINE) => answer,
+        () = gone => Err(RequestError::NoResponders),
+    };
+    let reply = match answer {
+        Ok(reply) => GatewayReply::decode(reply),
+        Err(RequestError::NoResponders) => return Answer::NobodyListens,
+        Err(RequestError::TimedOut) => return Answer::Unanswered,
+        Err(RequestError::Engine(error)) => {
+            debug!(%tenant, %gateway, %error, "a gateway could not be asked for one of its agents");
+            return Answer::Failed;
+        }
+    };
     match reply.map(|reply| reply.reply) {
         Ok(Some(gateway_reply::Reply::Probe(result))) => match ProbeResult::try_from(result) {
             Ok(ProbeResult::Alive) => Answer::Alive,

@@ -126,8 +126,13 @@ impl Rig {
             let mut unanswered = Vec::new();
             while let Some(Some(request)) = stop.run_until_cancelled(requests.next()).await {
                 let question = GatewayRequest::decode(request.payload).unwrap().request;
-                assert!(matches!(question, Some(gateway_request::Request::Probe(_))));
                 let reply = request.reply.unwrap();
+                let gateway = match question {
+                    Some(gateway_request::Request::Probe(_)) => gateway,
+                    // As every gateway does; one that is silent is silent.
+                    None if matches!(gateway, Gateway::IsSilent) => gateway,
+                    None => Gateway::IsBusy,
+                };
                 let (answer, after) = match gateway {
                     Gateway::Says(result) => (gateway_reply::Reply::Probe(result.into()), Duration::ZERO),
                     Gateway::SaysAfter(result, after) => (gateway_reply::Reply::Probe(result.into()), after),
@@ -292,6 +297,22 @@ async fn a_gateway_that_does_not_answer_is_gone_and_one_that_is_busy_is_not() {
     rig.lease("g2").await;
     assert_eq!(rig.ask(7, "g1").await, (Answer::Takeover, Duration::from_millis(3500)));
     assert_eq!(rig.ask(7, "g2").await, (Answer::Undecided, AT_ONCE));
+    rig.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_a_gateway_took_with_it_is_not_waited_for() {
+    let rig = Rig::start().await;
+    rig.lease("g1").await;
+    let mut requests = rig.bus.subscribe(&Subject::Gateway(cell(), "g1".parse().unwrap())).await.unwrap();
+    let crash = async {
+        let probe = requests.next().await;
+        drop(requests);
+        probe
+    };
+    let (answer, _probe) = tokio::join!(rig.ask(7, "g1"), crash);
+    // Looked after, and then asked twice.
+    assert_eq!(answer, (Answer::Takeover, Duration::from_millis(400 + 300)));
     rig.stop().await;
 }
 
