@@ -164,7 +164,8 @@ async fn a_contest_over_one_agent_of_a_connection_holds_up_none_of_the_others() 
     }
     assert_eq!(gateway.published(ONE).await, before, "nothing of the newcomer is published under the uid");
     let answer = newcomer.exchange(&full_state(NEW, 2, &[])).await;
-    assert_eq!((answer.flags, given(&answer)), (0, None));
+    // Nothing is known of the new uid, and its numbers do not begin anew: full state is asked for.
+    assert_eq!((answer.flags, given(&answer)), (ServerToAgentFlags::ReportFullState as u64, None));
     assert_eq!(gateway.published(NEW).await.len(), 1);
     gateway.stop().await;
 }
