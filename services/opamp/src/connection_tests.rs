@@ -372,7 +372,7 @@ fn messages_under_way_get_the_same_uid_and_a_client_that_takes_none_is_refused()
     now = now.plus(Duration::from_secs(30));
     connection.frame(&frame(&full(1, 32)), now);
     connection.claimed(uid(1), claimed(1, Known::Nothing), now);
-    assert_eq!(words(&mut connection), ["claim", "publish #32 started"]);
+    assert_eq!(words(&mut connection), ["claim", "publish #32 started dirty"]);
     connection.close(EndReason::ConnectionLost);
     assert!(!words(&mut connection).contains(&"not taken".to_owned()), "the uid is its own after all");
 }
@@ -458,7 +458,7 @@ fn an_agent_that_wants_another_uid_leaves_its_session() {
     published(&mut connection);
     assert_eq!(words(&mut connection), ["settled Some(1)", "answer", "publish ended", "ended", "issue"]);
     connection.issued(uid(1), uid(2), claimed(2, Known::Nothing), NOW);
-    assert_eq!(words(&mut connection), ["publish #2 started"]);
+    assert_eq!(words(&mut connection), ["publish #2 started dirty"]);
     connection.published(uid(2), SessionId(Uuid::from_u128(2)), Ok(()), NOW);
     assert_eq!(
         words(&mut connection),
