@@ -5,6 +5,7 @@ mod fanout;
 mod memory;
 mod quiet;
 mod report;
+mod storm;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -44,15 +45,16 @@ const CONNECT: Duration = Duration::from_secs(120);
 pub async fn run(options: &BenchOptions) -> Result<()> {
     ensure!((300..=12_000).contains(&options.agents), "--agents: 300 to 12,000, for the descriptor limit");
     let mut rows = memory::embedded(options).await?;
-    let cluster = cluster(options).await?;
+    let cluster = cluster(options, 1).await?;
     rows.extend(memory::gateway(options, &cluster).await?);
     cluster.terminate().await;
-    let cluster = self::cluster(options).await?;
+    let cluster = self::cluster(options, 1).await?;
     rows.extend(quiet::measure(options, &cluster).await?);
     cluster.terminate().await;
-    let cluster = self::cluster(options).await?;
+    let cluster = self::cluster(options, 1).await?;
     rows.extend(fanout::measure(options, &cluster).await?);
     cluster.terminate().await;
+    rows.extend(storm::measure(options).await?);
     println!("\n{}", report::table(&rows));
     if options.write {
         report::write(options, &rows)?;
@@ -60,10 +62,9 @@ pub async fn run(options: &BenchOptions) -> Result<()> {
     Ok(())
 }
 
-/// A new cluster: one gateway, so that all agents are on it.
-async fn cluster(options: &BenchOptions) -> Result<Cluster> {
-    let cluster =
-        ClusterOptions { gateways: 1, controls: 2, apis: 1, ..ClusterOptions::new(&options.program) };
+/// A new cluster; with one gateway all agents are on it.
+async fn cluster(options: &BenchOptions, gateways: usize) -> Result<Cluster> {
+    let cluster = ClusterOptions { gateways, controls: 2, apis: 1, ..ClusterOptions::new(&options.program) };
     Cluster::start(&cluster).await
 }
 

@@ -269,10 +269,10 @@ impl Rig {
 
     /// P1: what was answered is what the API shows.
     async fn check_reports(&self, report: &mut Report) {
+        // Heartbeats go on: what was answered by now is what must be shown in time.
+        let said = self.reporters.said();
         let outcome = try_eventually(SHOWN, async || {
-            let lost = check::lost(&self.reporters.said(), &self.apis)
-                .await
-                .map_err(|error| format!("{error:#}"))?;
+            let lost = check::lost(&said, &self.apis).await.map_err(|error| format!("{error:#}"))?;
             if lost.is_empty() {
                 return Ok(());
             }
