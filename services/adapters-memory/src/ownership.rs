@@ -21,6 +21,8 @@ struct Row {
     owned: Owned,
     /// The last session that held the agent, and its claim.
     last: (SessionId, Claim),
+    /// Epoch of the log that what is settled is of.
+    epoch: u64,
 }
 
 impl Clone for MemoryOwnership {
@@ -41,12 +43,12 @@ impl MemoryOwnership {
 impl Ownership for MemoryOwnership {
     async fn claim(&self, request: ClaimRequest) -> Result<ClaimOutcome, EngineError> {
         let mut agents = lock(&self.agents);
-        let ClaimRequest { key, session, gateway, incarnation, now, displace } = request;
+        let ClaimRequest { key, session, gateway, incarnation, now, displace, epoch } = request;
         let hold = |claim| Holder { session, claim, gateway, incarnation };
         let Some(row) = agents.get_mut(&key) else {
             let claim = Claim(now.0);
             let owned = Owned { holder: Some(hold(claim)), settled: None, seen: now };
-            agents.insert(key, Row { owned, last: (session, claim) });
+            agents.insert(key, Row { owned, last: (session, claim), epoch: 0 });
             return Ok(ClaimOutcome::Granted { claim });
         };
         let in_the_way = |holder: &&Holder| holder.session != session && displace != Some(holder.session);
@@ -54,22 +56,30 @@ impl Ownership for MemoryOwnership {
             return Ok(ClaimOutcome::Contested { holder: holder.clone() });
         }
         let (previous, before) = row.last;
+        let settled = row.owned.settled.filter(|_| row.epoch == epoch || row.epoch == 0 || epoch == 0);
+        if previous != session {
+            row.owned.settled = None;
+        }
         let claim = Claim(now.0.max(before.0.saturating_add(1)));
         row.last = (session, claim);
         row.owned.holder = Some(hold(claim));
         row.owned.seen = row.owned.seen.max(now);
-        Ok(ClaimOutcome::Resumed { claim, settled: row.owned.settled, previous })
+        Ok(ClaimOutcome::Resumed { claim, settled, previous })
     }
 
     async fn settle(&self, settled: Vec<Settled>) -> Result<Vec<(AgentKey, SessionId)>, EngineError> {
         let mut agents = lock(&self.agents);
         let mut refused = Vec::new();
-        for Settled { key, session, sequence_num, seen } in settled {
-            let held = agents.get_mut(&key).map(|row| &mut row.owned).filter(|owned| holds(owned, session));
-            let Some(owned) = held else {
+        for Settled { key, session, sequence_num, epoch, seen } in settled {
+            let held = agents.get_mut(&key).filter(|row| holds(&row.owned, session));
+            let Some(row) = held else {
                 refused.push((key, session));
                 continue;
             };
+            if sequence_num.is_some() {
+                row.epoch = epoch;
+            }
+            let owned = &mut row.owned;
             owned.settled = sequence_num.or(owned.settled);
             owned.seen = owned.seen.max(seen);
         }

@@ -38,11 +38,12 @@ fn request(agent: u128, by: u128, now: u64) -> ClaimRequest {
         incarnation: Incarnation(Uuid::from_u128(by)),
         now: Timestamp(now),
         displace: None,
+        epoch: 1,
     }
 }
 
 fn settled(agent: u128, by: u128, sequence_num: Option<u64>, seen: u64) -> Settled {
-    Settled { key: key(agent), session: session(by), sequence_num, seen: Timestamp(seen) }
+    Settled { key: key(agent), session: session(by), sequence_num, epoch: 1, seen: Timestamp(seen) }
 }
 
 /// The number of a claim that was not contested.
@@ -215,6 +216,21 @@ async fn scripts_that_are_gone_are_loaded_again() {
         }
     };
     tokio::join!(forgetting, working);
+}
+
+#[tokio::test]
+async fn what_was_settled_in_no_known_epoch_is_taken() {
+    if !engines_or_skip(&[Engine::Redis]) {
+        return;
+    }
+    let redis = Redis::start().await;
+    let engine = connect(&redis);
+    engine.claim(request(1, 1, NOW)).await.unwrap();
+    // As a gateway writes it that knows of no epochs.
+    redis.command(&format!("HSET {} settled 7", name(1))).await;
+    engine.release(&key(1), session(1)).await.unwrap();
+    let outcome = engine.claim(request(1, 2, NOW)).await.unwrap();
+    assert!(matches!(outcome, ClaimOutcome::Resumed { settled: Some(7), .. }), "{outcome:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -47,11 +47,18 @@ fn request(by: u128, now: u64) -> ClaimRequest {
         incarnation: Incarnation(Uuid::from_u128(by)),
         now: Timestamp(now),
         displace: None,
+        epoch: 1,
     }
 }
 
 fn settled(by: u128, sequence_num: u64) -> Settled {
-    Settled { key: key(), session: session(by), sequence_num: Some(sequence_num), seen: Timestamp(NOW) }
+    Settled {
+        key: key(),
+        session: session(by),
+        sequence_num: Some(sequence_num),
+        epoch: 1,
+        seen: Timestamp(NOW),
+    }
 }
 
 /// How long it took to fail, and the reason.

@@ -6,15 +6,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use muster_domain::command::Action as Ordered;
 use muster_domain::desired::{DesiredConfig, DesiredFile};
-use muster_domain::ids::{AgentKey, Digest, GatewayId, IntentRevision, SessionId, Tenant};
+use muster_domain::ids::{AgentKey, Claim, Digest, GatewayId, IntentRevision, SessionId, Tenant};
 use muster_domain::report::CustomMessage;
 use muster_ports::bus::{MAX_PAYLOAD, Subject};
 use muster_proto::Message;
 use muster_proto::bus::delivery::Action;
 use muster_proto::bus::{
     AgentMessage, CloseSessions, Delivery, DisconnectAgent, EndReason, OfferTarget, OfferedFile,
-    RemoteConfigOffer, ReportFullState, RequestComponents, RequestFullState, RestartAgent, SendCommand,
-    SendCommands, SessionRef, SlotValues, send_command,
+    ReclaimSessions, RemoteConfigOffer, ReportFullState, RequestComponents, RequestFullState, RestartAgent,
+    SendCommand, SendCommands, SessionRef, SlotValues, send_command,
 };
 use tracing::{error, warn};
 
@@ -122,6 +122,20 @@ pub(crate) async fn close(shared: &Shared, key: &AgentKey, session: SessionId, g
         SessionRef { instance_uid: bytes(key.uid.as_bytes()), session_id: bytes(session.as_bytes()) };
     let close = CloseSessions { sessions: vec![session], reason: EndReason::Superseded.into() };
     deliver(shared, &key.tenant, gateway, String::new(), Action::CloseSessions(close)).await;
+}
+
+/// Tells a gateway that a session's claim is below one that is stored.
+pub(crate) async fn reclaim(
+    shared: &Shared,
+    key: &AgentKey,
+    session: SessionId,
+    gateway: &GatewayId,
+    above: Claim,
+) {
+    let session =
+        SessionRef { instance_uid: bytes(key.uid.as_bytes()), session_id: bytes(session.as_bytes()) };
+    let reclaim = ReclaimSessions { sessions: vec![session], above: above.0 };
+    deliver(shared, &key.tenant, gateway, String::new(), Action::ReclaimSessions(reclaim)).await;
 }
 
 /// Asks an agent for its full state.

@@ -446,6 +446,9 @@ impl Worker<'_> {
         for (key, old) in &decided.superseded {
             offers::close(self.shared, key, old.id, &old.gateway).await;
         }
+        for ((key, session), (gateway, above)) in &decided.outclaimed {
+            offers::reclaim(self.shared, key, *session, gateway, *above).await;
+        }
         offers::send(self.shared, decided.outgoing, &self.folding).await;
         if !decided.told_components.is_empty() {
             self.lists.note(decided.told_components);

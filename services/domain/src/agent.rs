@@ -217,6 +217,8 @@ pub struct Folded {
     pub components: Option<AvailableComponents>,
     /// The session that this entry's session took over from; its gateway should close it.
     pub superseded: Option<Session>,
+    /// The known claim, if the entry's is lower and it was not folded for that.
+    pub outclaimed: Option<Claim>,
     /// What happened, for logs, metrics and history.
     pub events: Vec<AgentEvent>,
 }
@@ -264,12 +266,14 @@ impl Agent {
 
     /// Changes the agent by one entry.
     ///
-    /// An entry of a session with a lower claim than the known one is a late word of a session that
-    /// was taken over: it changes nothing.
+    /// An entry of a session with a lower claim than the known one changes nothing: most are late words of
+    /// a session that was taken over. If ownership has lost what it knew, or clocks of gateways differ,
+    /// the session may be the agent's all the same: its gateway is to claim anew.
     pub fn fold(&mut self, entry: Entry) -> Folded {
         let mut folded = Folded::default();
         let known = self.session.as_ref();
-        if known.is_some_and(|known| known.id != entry.session && known.claim >= entry.claim) {
+        if let Some(known) = known.filter(|known| known.id != entry.session && known.claim >= entry.claim) {
+            folded.outclaimed = Some(known.claim);
             return folded;
         }
         if known.is_none_or(|known| known.id != entry.session) {

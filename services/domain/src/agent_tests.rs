@@ -61,7 +61,11 @@ fn a_session_starts_is_taken_over_and_ends() {
     assert_eq!(second.superseded.map(|old| old.remote_addr), Some("10.0.0.1:5".to_owned()));
 
     let late = agent.fold(Entry { ended: Some(EndReason::ConnectionLost), ..entry(1, 10, 3) });
-    assert_eq!(late, Folded::default(), "the end of the old session is not the end of the new one");
+    assert_eq!(
+        late,
+        Folded { outclaimed: Some(Claim(11)), ..Folded::default() },
+        "the end of the old session is not the end of the new one"
+    );
     assert!(agent.live_session().is_some());
 
     let end = agent.fold(Entry { ended: Some(EndReason::AgentDisconnect), ..entry(2, 11, 4) });

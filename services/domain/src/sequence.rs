@@ -113,6 +113,11 @@ impl Tracker {
         }
     }
 
+    /// Number of the message that was taken last.
+    pub fn last(&self) -> Option<u64> {
+        self.last.map(|last| last.sequence_num)
+    }
+
     /// Whether the session's state may be incomplete.
     pub fn is_dirty(&self) -> bool {
         self.dirty

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use muster_domain::duplicates::Client;
-use muster_domain::ids::{Incarnation, InstanceUid, SessionId};
+use muster_domain::ids::{Claim, Incarnation, InstanceUid, SessionId};
 use muster_opamp::connection::Claimed;
 
 use crate::Shared;
@@ -22,8 +22,9 @@ pub(crate) enum What {
     Agent,
     /// A new uid for that agent, which asked for one.
     NewUid,
-    /// The agent of this session of the connection, which ownership knows no more.
-    Anew(SessionId),
+    /// The agent of this session of the connection, with a claim above this one: ownership, the lease or the
+    /// log was lost.
+    Anew(SessionId, Claim),
 }
 
 /// A claim that is made or refused.
@@ -52,7 +53,7 @@ pub(crate) struct Claims {
 impl Claims {
     /// Begins a claim.
     pub(crate) fn begin(&mut self, shared: Arc<Shared>, client: Client, what: What) {
-        if matches!(what, What::Anew(_)) && !self.anew.insert(client.0.uid) {
+        if matches!(what, What::Anew(..)) && !self.anew.insert(client.0.uid) {
             return;
         }
         let incarnation = shared.incarnation();
@@ -60,8 +61,8 @@ impl Claims {
             let uid = client.0.uid;
             let held = |claimed| (uid, claimed);
             let result = match what {
-                What::Agent => claim(&shared, &client, None).await.map(held),
-                What::Anew(session) => claim(&shared, &client, Some(session)).await.map(held),
+                What::Agent => claim(&shared, &client, None, Claim::default()).await.map(held),
+                What::Anew(session, above) => claim(&shared, &client, Some(session), above).await.map(held),
                 What::NewUid => issue(&shared, &client).await,
             };
             Made { uid, what, incarnation, result }
@@ -74,7 +75,7 @@ impl Claims {
     pub(crate) async fn next(&mut self) -> Made {
         if let Some(running) = &mut self.running {
             if let Some(made) = running.next().await {
-                if matches!(made.what, What::Anew(_)) {
+                if matches!(made.what, What::Anew(..)) {
                     self.anew.remove(&made.uid);
                 }
                 return made;

@@ -7,8 +7,9 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use muster_domain::agent::EndReason;
 use muster_domain::duplicates::Client;
-use muster_domain::ids::{AgentKey, InstanceUid, SessionId, Tenant, Timestamp};
+use muster_domain::ids::{AgentKey, InstanceUid, Partition, SessionId, Tenant, Timestamp};
 use muster_opamp::connection::{Connection, Limits, Output};
+use muster_ports::ownership::Settled;
 use muster_proto::bus::send_command::Action;
 use muster_proto::encoding::{WireType, encode_key, encode_varint};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -60,6 +61,8 @@ struct Serving<S> {
     pinged: Instant,
     probes: Probes,
     claims: Claims,
+    /// The partition of the agent that spoke last.
+    partition: Option<(InstanceUid, Partition)>,
     /// When the connection is closed because the gateway is stopping.
     close_at: Option<Instant>,
     /// Whether anything may still be written.
@@ -81,6 +84,7 @@ where
         pinged: Instant::now(),
         probes: Probes::default(),
         claims: Claims::default(),
+        partition: None,
         close_at: None,
         open: true,
         shared,
@@ -136,12 +140,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
                     self.mailbox.set_hold(Hold::Engines);
                     let (key, session) = (self.key(publish.uid), publish.session);
                     let remote_addr = self.peer.to_string();
+                    // The machine forgets a session with its end, so that the log is owed it.
+                    let end = publish.message.is_none().then(|| publish.clone());
                     let result = upstream::publish(&self.shared, &key, publish, &remote_addr).await;
+                    if let Some(end) = end.filter(|end| end.ended.is_some() && result.is_err()) {
+                        self.shared.owed.keep(key.clone(), end);
+                    }
                     self.machine.published(key.uid, session, result, self.now());
                 }
                 Output::Send(reply) => self.send(reply.frame()).await?,
                 Output::Settled { uid, session, sequence_num } => {
-                    self.shared.settler.note(self.key(uid), session, sequence_num, self.now());
+                    let (key, seen, partition) = (self.key(uid), self.now(), self.partition(uid));
+                    let epoch = self.shared.lives.of(partition);
+                    self.shared.settler.note(Settled { key, session, sequence_num, epoch, seen });
                 }
                 Output::Ended { uid, session } => self.release(uid, session).await,
                 Output::Taken { uid, .. } => {
@@ -165,14 +176,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
         let Made { uid, what, incarnation, result } = made;
         match (result, what) {
             (Ok((held, claimed)), _) => {
-                let place =
-                    Place { session: claimed.session, incarnation, mailbox: Arc::clone(&self.mailbox) };
-                if self.shared.registry.insert(self.key(held), place) {
-                    self.shared.metrics.connected_agents.inc();
+                let mailbox = Arc::clone(&self.mailbox);
+                let place = Place { session: claimed.session, incarnation, mailbox };
+                match self.shared.registry.insert(self.key(held), place) {
+                    None => self.shared.metrics.connected_agents.inc(),
+                    Some(before) if Arc::ptr_eq(&before.mailbox, &self.mailbox) => {}
+                    // Ownership has granted the agent to this session: the other one speaks for nobody.
+                    Some(before) => {
+                        before.mailbox.put(Order::Close(held, before.session, EndReason::Superseded));
+                    }
                 }
                 match what {
                     What::Agent => self.machine.claimed(uid, claimed, self.now()),
-                    What::Anew(_) => self.machine.reclaimed(uid, claimed),
+                    What::Anew(..) => self.machine.reclaimed(uid, claimed),
                     What::NewUid => {
                         if self.machine.issued(uid, held, claimed, self.now()) {
                             self.count_new_uid("issued");
@@ -183,12 +199,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
             }
             (Err(_), _) if !self.open => {}
             // It reconnects, and is a newcomer then.
-            (Err(ClaimError::Duplicate { .. } | ClaimError::Refused), What::Anew(session)) => {
+            (Err(ClaimError::Duplicate { .. } | ClaimError::Refused), What::Anew(session, _)) => {
                 self.mailbox.put(Order::Close(uid, session, EndReason::Superseded));
             }
             // Settling fails again at the next message, and a session of another life of the gateway is
             // found again: both bring the session back here.
-            (Err(ClaimError::Unknown(not_now)), What::Anew(_)) => {
+            (Err(ClaimError::Unknown(not_now)), What::Anew(..)) => {
                 debug!(tenant = %self.tenant, agent_id = %uid, reason = not_now.reason, "an agent could not be claimed anew");
             }
             (Err(ClaimError::Duplicate { new_uid }), _) => {
@@ -275,9 +291,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
                 }
                 Order::RequestComponents(uid, session) => self.machine.request_components(uid, session),
                 // In the place of the connection's own session before.
-                Order::Reclaim(uid, session) => {
+                Order::Reclaim(uid, session, above) => {
                     if self.machine.session(uid) == Some(session) {
-                        self.claim(uid, What::Anew(session));
+                        self.claim(uid, What::Anew(session, above));
                     }
                 }
                 Order::Close(uid, session, reason) => {
@@ -458,6 +474,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
 
     fn key(&self, uid: InstanceUid) -> AgentKey {
         AgentKey { tenant: self.tenant.clone(), uid }
+    }
+
+    /// The agent's partition. Most connections have one agent, whose every heartbeat asks for it.
+    fn partition(&mut self, uid: InstanceUid) -> Partition {
+        match self.partition {
+            Some((known, partition)) if known == uid => partition,
+            _ => {
+                let partition = Partition::of(&self.key(uid));
+                self.partition = Some((uid, partition));
+                partition
+            }
+        }
     }
 
     fn now(&self) -> Timestamp {

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use muster_domain::agent::EndReason;
-use muster_domain::ids::{AgentKey, ConfigHash, Digest, InstanceUid, IntentRevision, SessionId, Tenant};
+use muster_domain::ids::{
+    AgentKey, Claim, ConfigHash, Digest, InstanceUid, IntentRevision, SessionId, Tenant,
+};
 use muster_ports::bus::Subscription;
 use muster_proto::Message;
 use muster_proto::bus::delivery::Action;
@@ -71,6 +73,13 @@ async fn handle(shared: &Shared, payload: Bytes) -> Result<(), String> {
             Ok(())
         }
         Some(Action::SendCommands(send)) => commands::deliver(shared, &tenant, send.commands),
+        Some(Action::ReclaimSessions(reclaim)) => {
+            for target in reclaim.sessions {
+                let above = Claim(reclaim.above);
+                put(shared, &tenant, &target, |uid, session| Order::Reclaim(uid, session, above))?;
+            }
+            Ok(())
+        }
         None => Err("it asks for something that this version does not know".to_owned()),
     }
 }

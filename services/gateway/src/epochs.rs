@@ -1,9 +1,10 @@
 //! Lives of the log, as gateways know them: what they had acknowledged before one began may be lost.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use muster_domain::ids::{AgentKey, Partition};
 use muster_ports::EngineError;
 use muster_ports::epochs::{self, Epochs};
@@ -21,6 +22,8 @@ const RECENT: Duration = Duration::from_secs(120);
 #[derive(Default)]
 pub(crate) struct Lives {
     state: Mutex<State>,
+    /// As in the state, for who asks at every heartbeat.
+    known: ArcSwap<Epochs>,
     /// One or more have risen.
     pub(crate) risen: Notify,
 }
@@ -55,12 +58,22 @@ impl Lives {
     /// Looks for new epochs.
     pub(crate) async fn look(&self, shared: &Shared) -> Result<(), EngineError> {
         let found = epochs::load(shared.engines.values.as_ref(), &shared.settings.cell).await?;
-        let risen = self.state().take(&found, Instant::now());
+        let risen = {
+            let mut state = self.state();
+            let risen = state.take(&found, Instant::now());
+            self.known.store(Arc::new(state.known.clone()));
+            risen
+        };
         if risen > 0 {
             warn!(event = "epochs_risen", gateway = %shared.settings.gateway, partitions = risen, "the log or the store was lost or set back: agents are claimed anew and asked for full state");
             self.risen.notify_one();
         }
         Ok(())
+    }
+
+    /// Epoch of a partition, zero if it is not known.
+    pub(crate) fn of(&self, partition: Partition) -> u64 {
+        self.known.load().of(partition)
     }
 
     /// The partitions whose agents are to be asked for full state, once.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use muster_domain::ids::Partition;
+use muster_domain::ids::{Claim, Partition};
 use muster_ports::EngineError;
 use muster_ports::kv::{Precondition, PutError};
 use muster_proto::Message;
@@ -74,8 +74,7 @@ pub(crate) async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
         }
         let lapsed = !shared.fence.is_leased();
         to_ask.extend(shared.lives.take_to_ask());
-        let begins_anew = lapsed || !to_ask.is_empty();
-        if begins_anew {
+        if lapsed || !to_ask.is_empty() || shared.owed.take_overflow() {
             shared.new_incarnation();
             reclaims = true;
         }
@@ -106,8 +105,8 @@ fn tell(shared: &Shared, error: &dyn std::fmt::Display) {
 }
 
 /// Has every session of another life claimed anew, some at a time, the lease kept meanwhile; agents of the
-/// partitions `to_ask` are asked for full state. Returns whether there was any: it is looked for again, since
-/// a claim may fail.
+/// partitions `to_ask` are asked for full state. Returns whether there was any: it is looked for again,
+/// since a claim may fail.
 async fn reclaim(shared: &Shared, to_ask: &BTreeSet<Partition>) -> bool {
     let sessions = shared.registry.of_other_lives(shared.incarnation());
     let mut renewed = Instant::now();
@@ -116,7 +115,7 @@ async fn reclaim(shared: &Shared, to_ask: &BTreeSet<Partition>) -> bool {
             if to_ask.contains(&Partition::of(key)) {
                 place.mailbox.put(Order::RequestFullState(key.uid, place.session));
             }
-            place.mailbox.put(Order::Reclaim(key.uid, place.session));
+            place.mailbox.put(Order::Reclaim(key.uid, place.session, Claim::default()));
         }
         tokio::time::sleep(RECLAIM_EVERY).await;
         if renewed.elapsed() >= RENEW_EVERY {

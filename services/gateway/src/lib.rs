@@ -18,6 +18,7 @@ mod listener;
 mod mailbox;
 mod metrics;
 mod outages;
+mod owed;
 mod payload;
 mod probes;
 mod registry;
@@ -147,6 +148,8 @@ struct Shared {
     /// Of reports that are put as blobs.
     turns: payload::Turns,
     fence: fence::Fence,
+    /// Ends of sessions that the log is to be told of.
+    owed: owed::Owed,
     lives: epochs::Lives,
     outages: outages::Outages,
     admission: Admission,
@@ -175,6 +178,7 @@ impl Shared {
             budgets: budgets::Budgets::new(settings.budgets),
             turns: payload::Turns::default(),
             fence: fence::Fence::default(),
+            owed: owed::Owed::default(),
             lives: epochs::Lives::default(),
             closing: CancellationToken::new(),
             tracker: TaskTracker::new(),
@@ -243,6 +247,7 @@ impl Gateway {
         shared.spawn(&helpers, fence::keep(Arc::clone(&shared), floors, background.clone()));
         shared.spawn(&helpers, deliveries::serve(Arc::clone(&shared), deliveries, background.clone()));
         shared.spawn(&helpers, requests::serve(Arc::clone(&shared), requests, background.clone()));
+        shared.spawn(&helpers, owed::keep(Arc::clone(&shared), background.clone()));
         shared.spawn(&helpers, settler::keep(Arc::clone(&shared), background.clone()));
         shared.spawn(&helpers, budgets::keep(Arc::clone(&shared), background.clone()));
         helpers.close();

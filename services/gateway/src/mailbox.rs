@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use muster_domain::agent::EndReason;
 use muster_domain::ids::{
-    CommandId, ConfigHash, Incarnation, InstanceUid, IntentRevision, SessionId, Timestamp,
+    Claim, CommandId, ConfigHash, Incarnation, InstanceUid, IntentRevision, SessionId, Timestamp,
 };
 use muster_proto::bus::send_command::Action;
 use tokio::sync::Notify;
@@ -74,8 +74,8 @@ pub(crate) enum Order {
     RequestFullState(InstanceUid, SessionId),
     /// Ask for the list of available components.
     RequestComponents(InstanceUid, SessionId),
-    /// Claim the agent anew: ownership or the lease was lost.
-    Reclaim(InstanceUid, SessionId),
+    /// Claim the agent anew, above this claim: ownership, the lease or the log was lost.
+    Reclaim(InstanceUid, SessionId, Claim),
     /// End the session.
     Close(InstanceUid, SessionId, EndReason),
     /// Find out whether the agent is there.
@@ -110,7 +110,7 @@ struct Waiting {
     offers: BTreeMap<InstanceUid, Offer>,
     full_state: BTreeMap<InstanceUid, SessionId>,
     components: BTreeMap<InstanceUid, SessionId>,
-    reclaim: BTreeMap<InstanceUid, SessionId>,
+    reclaim: BTreeMap<InstanceUid, (SessionId, Claim)>,
     close: BTreeMap<InstanceUid, (SessionId, EndReason)>,
     /// As many as are asked at once, which is bounded.
     probes: Vec<Probe>,
@@ -151,8 +151,10 @@ impl Mailbox {
             Order::RequestComponents(uid, session) => {
                 waiting.components.insert(uid, session);
             }
-            Order::Reclaim(uid, session) => {
-                waiting.reclaim.insert(uid, session);
+            Order::Reclaim(uid, session, above) => {
+                let known = waiting.reclaim.get(&uid).filter(|(known, _)| *known == session);
+                let above = known.map_or(above, |(_, known)| above.max(*known));
+                waiting.reclaim.insert(uid, (session, above));
             }
             Order::Close(uid, session, reason) => {
                 waiting.close.insert(uid, (session, reason));
@@ -211,7 +213,8 @@ impl Mailbox {
             let offers = waiting.offers.into_iter().map(|(uid, offer)| Order::Offer(uid, offer));
             let components =
                 waiting.components.into_iter().map(|(uid, session)| Order::RequestComponents(uid, session));
-            let reclaim = waiting.reclaim.into_iter().map(|(uid, session)| Order::Reclaim(uid, session));
+            let reclaim = waiting.reclaim.into_iter();
+            let reclaim = reclaim.map(|(uid, (session, above))| Order::Reclaim(uid, session, above));
             let orders: Vec<_> =
                 close.chain(probes).chain(full).chain(offers).chain(components).chain(reclaim).collect();
             if !orders.is_empty() || has_commands {

@@ -25,10 +25,9 @@ pub(crate) struct Place {
 }
 
 impl Registry {
-    /// The agent is on this connection from now on. Returns whether it was on none before.
-    pub(crate) fn insert(&self, key: AgentKey, place: Place) -> bool {
-        let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
-        sessions.insert(key, place).is_none()
+    /// The agent is here from now on. Returns where it was before.
+    pub(crate) fn insert(&self, key: AgentKey, place: Place) -> Option<Place> {
+        self.sessions.write().unwrap_or_else(PoisonError::into_inner).insert(key, place)
     }
 
     /// The session is over. Returns whether it was there: a newer one of the agent stays.

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use muster_domain::ids::{AgentKey, SessionId, Timestamp};
+use muster_domain::ids::{AgentKey, Claim, SessionId};
 use muster_ports::ownership::Settled;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -26,11 +26,13 @@ pub(crate) struct Settler {
 
 impl Settler {
     /// Notes progress of a session.
-    pub(crate) fn note(&self, key: AgentKey, session: SessionId, sequence_num: Option<u64>, seen: Timestamp) {
+    pub(crate) fn note(&self, mut settled: Settled) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = waiting.get(&key).filter(|before| before.session == session);
-        let sequence_num = sequence_num.or_else(|| before.and_then(|before| before.sequence_num));
-        waiting.insert(key.clone(), Settled { key, session, sequence_num, seen });
+        let before = waiting.get(&settled.key).filter(|before| before.session == settled.session);
+        if let Some(before) = before.filter(|_| settled.sequence_num.is_none()) {
+            (settled.sequence_num, settled.epoch) = (before.sequence_num, before.epoch);
+        }
+        waiting.insert(settled.key.clone(), settled);
     }
 
     /// Takes what is noted of one session, for its release.
@@ -69,7 +71,7 @@ async fn flush(shared: &Shared) {
         Ok(Ok(not_holders)) => {
             for (key, session) in not_holders {
                 if let Some(mailbox) = shared.registry.find(&key, session) {
-                    mailbox.put(Order::Reclaim(key.uid, session));
+                    mailbox.put(Order::Reclaim(key.uid, session, Claim::default()));
                 }
             }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use muster_domain::agent::{EndReason, Transport};
 use muster_domain::duplicates::{ASK_AGAIN_AFTER, Client, Patience};
-use muster_domain::ids::{AgentKey, InstanceUid, MessageId, SessionId};
+use muster_domain::ids::{AgentKey, Claim, InstanceUid, MessageId, Partition, SessionId, Timestamp};
 use muster_domain::sequence::Known;
 use muster_opamp::connection::{Claimed, NotNow, Publish};
 use muster_opamp::head::Head;
@@ -51,12 +51,13 @@ pub(crate) enum ClaimError {
 }
 
 /// Claims an agent for a new session, in the place of `before` where that is the connection's own. A
-/// contested claim is decided by control. The address tells clients with one uid apart, of which one does
-/// not take a new one.
+/// contested claim is decided by control. The claim's number is above `above`. The address tells clients
+/// with one uid apart, of which one does not take a new one.
 pub(crate) async fn claim(
     shared: &Shared,
     client: &Client,
     before: Option<SessionId>,
+    above: Claim,
 ) -> Result<Claimed, ClaimError> {
     let (key, _) = client;
     let session = SessionId(shared.engines.new_id());
@@ -64,7 +65,7 @@ pub(crate) async fn claim(
     // Each turn follows a verdict, or the lack of one; a second contest after a takeover means that the agent
     // came back twice meanwhile.
     for turn in 0..3 {
-        match try_claim(shared, key, session, displace).await.map_err(ClaimError::Unknown)? {
+        match try_claim(shared, key, session, displace, above).await.map_err(ClaimError::Unknown)? {
             ClaimOutcome::Granted { claim } => {
                 count(shared, "granted");
                 return Ok(Claimed { session, claim, known: Known::Nothing, previous: None });
@@ -118,7 +119,7 @@ pub(crate) async fn issue(shared: &Shared, client: &Client) -> Result<(InstanceU
         let new = InstanceUid(shared.engines.new_id());
         let uid = shared.given().issue(client.clone(), new, now);
         let key = AgentKey { tenant: asking.tenant.clone(), uid };
-        match claim(shared, &(key, *address), None).await {
+        match claim(shared, &(key, *address), None, Claim::default()).await {
             Ok(claimed) => return Ok((uid, claimed)),
             Err(ClaimError::Duplicate { .. } | ClaimError::Refused) => shared.given().taken(client),
             Err(error @ ClaimError::Unknown(_)) => return Err(error),
@@ -136,14 +137,17 @@ async fn try_claim(
     key: &AgentKey,
     session: SessionId,
     displace: Option<SessionId>,
+    above: Claim,
 ) -> Result<ClaimOutcome, NotNow> {
     let request = ClaimRequest {
         key: key.clone(),
         session,
         gateway: shared.settings.gateway.clone(),
         incarnation: shared.incarnation(),
-        now: (shared.engines.clock)(),
+        // The number of a claim is not below the time.
+        now: (shared.engines.clock)().max(Timestamp(above.0.saturating_add(1))),
         displace,
+        epoch: shared.lives.of(Partition::of(key)),
     };
     let error = match tokio::time::timeout(CLAIM_DEADLINE, shared.engines.ownership.claim(request)).await {
         Ok(Ok(outcome)) => return Ok(outcome),

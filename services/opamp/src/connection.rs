@@ -376,7 +376,9 @@ impl Connection {
                 // A message on its way to the log was of the session before; the next one announces this.
                 if active.in_flight.is_none() {
                     active.in_flight = Some((claimed.session, InFlight::Start));
-                    self.outputs.push_back(Output::Publish(Publish {
+                    // The claim has forgotten what was settled.
+                    let sequence_num = active.tracker.last().filter(|_| !dirty);
+                    let start = Publish {
                         uid,
                         session: claimed.session,
                         claim: claimed.claim,
@@ -384,7 +386,10 @@ impl Connection {
                         message: None,
                         ended: None,
                         dirty,
-                    }));
+                    };
+                    let session = claimed.session;
+                    self.outputs.push_back(Output::Settled { uid, session, sequence_num });
+                    self.outputs.push_back(Output::Publish(start));
                 }
             }
             None => self.outputs.push_back(Output::Ended { uid, session: claimed.session }),

@@ -267,7 +267,7 @@ fn a_claim_granted_too_late_is_given_back() {
 fn a_session_claimed_anew_is_announced_and_goes_on() {
     let mut connection = in_sync();
     connection.reclaimed(uid(1), claimed(2, Known::Nothing));
-    assert_eq!(words(&mut connection), ["publish started"]);
+    assert_eq!(words(&mut connection), ["settled Some(0)", "publish started"]);
     connection.frame(&frame(&heartbeat(1, 1)), NOW);
     assert_eq!(words(&mut connection), Vec::<String>::new(), "order is kept");
     connection.published(uid(1), SessionId(Uuid::from_u128(2)), Ok(()), NOW);

@@ -37,6 +37,9 @@ pub struct ClaimRequest {
     pub now: Timestamp,
     /// A holder that has been judged dead: it no longer stands in the way.
     pub displace: Option<SessionId>,
+    /// Epoch of the agent's partition of the log, zero if it is not known: what was settled in another one
+    /// may be lost with that log.
+    pub epoch: u64,
 }
 
 /// Answer to a claim.
@@ -51,7 +54,8 @@ pub enum ClaimOutcome {
     Resumed {
         /// Number of the claim.
         claim: Claim,
-        /// Sequence number up to which every message was settled, if one was.
+        /// Sequence number up to which every message was settled, if one was, and in the epoch of the claim
+        /// as far as both are known.
         settled: Option<u64>,
         /// The session before.
         previous: SessionId,
@@ -72,6 +76,8 @@ pub struct Settled {
     pub session: SessionId,
     /// The sequence number; `None` says only that the agent was heard.
     pub sequence_num: Option<u64>,
+    /// Epoch of the agent's partition of the log that has those messages, zero if it is not known.
+    pub epoch: u64,
     /// When the agent was heard last.
     pub seen: Timestamp,
 }
@@ -90,7 +96,9 @@ pub struct Owned {
 /// Ownership. Each call is atomic for each agent; calls for many agents are no transaction.
 #[async_trait]
 pub trait Ownership: Send + Sync {
-    /// Claims an agent for a session. The same session may claim again.
+    /// Claims an agent for a session. The same session may claim again. What was settled is told and then
+    /// forgotten: nothing is until the new session settles something. Otherwise the number of a life of the
+    /// agent that is over could fit a later one by chance.
     async fn claim(&self, request: ClaimRequest) -> Result<ClaimOutcome, EngineError>;
 
     /// Records progress, for each only if that session holds the agent. Returns those that do not:

@@ -1,7 +1,8 @@
 //! The commands: scripts, so that each reads and writes an agent's hash at once.
 //!
 //! Fields of a hash: `session` and `claim` of the session that holds the agent or did so last; `gateway`
-//! and `incarnation` only while it holds it; `settled`, if something is; `seen`.
+//! and `incarnation` only while it holds it; `settled`, if something is, and the `epoch` that it is of, if
+//! that is known; `seen`.
 
 use std::time::Duration;
 
@@ -27,11 +28,11 @@ local function successor(text)
 end
 ";
 
-/// Arguments: session, gateway, incarnation, now, session to displace or nothing, expiry.
+/// Arguments: session, gateway, incarnation, now, session to displace or nothing, expiry, epoch.
 const CLAIM: &str = r"
 local key, session, now = KEYS[1], ARGV[1], ARGV[4]
-local last, claim, gateway, incarnation, settled, seen = unpack(redis.call('HMGET', key,
-  'session', 'claim', 'gateway', 'incarnation', 'settled', 'seen'))
+local last, claim, gateway, incarnation, settled, seen, epoch = unpack(redis.call('HMGET', key,
+  'session', 'claim', 'gateway', 'incarnation', 'settled', 'seen', 'epoch'))
 if not last and redis.call('EXISTS', key) == 0 then
   redis.call('HSET', key, 'session', session, 'claim', now, 'gateway', ARGV[2], 'incarnation', ARGV[3],
     'seen', now)
@@ -48,11 +49,13 @@ if not seen or not is_number(seen) then return {'corrupt', 'seen'} end
 claim = above(now, claim) and now or successor(claim)
 redis.call('HSET', key, 'session', session, 'claim', claim, 'gateway', ARGV[2], 'incarnation', ARGV[3],
   'seen', above(now, seen) and now or seen)
+if last ~= session then redis.call('HDEL', key, 'settled', 'epoch') end
 redis.call('PEXPIRE', key, ARGV[6])
+if epoch and epoch ~= ARGV[7] and epoch ~= '0' and ARGV[7] ~= '0' then settled = false end
 return {'resumed', claim, last, settled}
 ";
 
-/// Arguments: session, sequence number or nothing, when it was heard, expiry.
+/// Arguments: session, sequence number or nothing, when it was heard, expiry, epoch.
 const SETTLE: &str = r"
 local key = KEYS[1]
 local last, gateway, seen = unpack(redis.call('HMGET', key, 'session', 'gateway', 'seen'))
@@ -62,7 +65,7 @@ if above(ARGV[3], seen) then seen = ARGV[3] end
 if ARGV[2] == '' then
   redis.call('HSET', key, 'seen', seen)
 else
-  redis.call('HSET', key, 'seen', seen, 'settled', ARGV[2])
+  redis.call('HSET', key, 'seen', seen, 'settled', ARGV[2], 'epoch', ARGV[5])
 end
 redis.call('PEXPIRE', key, ARGV[4])
 return {'holder'}
@@ -133,17 +136,18 @@ impl Scripts {
     }
 
     pub(super) fn claim(&self, request: &ClaimRequest) -> Cmd {
-        let ClaimRequest { key, session, gateway, incarnation, now, displace } = request;
+        let ClaimRequest { key, session, gateway, incarnation, now, displace, epoch } = request;
         let displace = displace.map(|session| session.to_string()).unwrap_or_default();
         let [session, incarnation] = [session.to_string(), incarnation.to_string()];
-        let now = now.0.to_string();
-        self.claim.run(key, &[&session, gateway.as_str(), &incarnation, &now, &displace, &self.ttl])
+        let [now, epoch] = [now.0, *epoch].map(|number| number.to_string());
+        self.claim.run(key, &[&session, gateway.as_str(), &incarnation, &now, &displace, &self.ttl, &epoch])
     }
 
     pub(super) fn settle(&self, settled: &Settled) -> Cmd {
-        let Settled { key, session, sequence_num, seen } = settled;
+        let Settled { key, session, sequence_num, epoch, seen } = settled;
         let sequence_num = sequence_num.map(|number| number.to_string()).unwrap_or_default();
-        self.settle.run(key, &[&session.to_string(), &sequence_num, &seen.0.to_string(), &self.ttl])
+        let [seen, epoch] = [seen.0, *epoch].map(|number| number.to_string());
+        self.settle.run(key, &[&session.to_string(), &sequence_num, &seen, &self.ttl, &epoch])
     }
 
     pub(super) fn release(&self, key: &AgentKey, session: SessionId) -> Cmd {

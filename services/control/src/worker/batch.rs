@@ -6,7 +6,9 @@ use std::sync::Arc;
 use muster_domain::agent::{Agent, AgentEvent, EndReason, Entry, Folded, Session};
 use muster_domain::capabilities::AgentCapabilities;
 use muster_domain::desired::{Desired, DesiredConfig, Planner};
-use muster_domain::ids::{AgentKey, ConfigHash, IntentRevision, Tenant, Timestamp};
+use muster_domain::ids::{
+    AgentKey, Claim, ConfigHash, GatewayId, IntentRevision, SessionId, Tenant, Timestamp,
+};
 use muster_domain::intent::Intent;
 use muster_domain::reconcile::{Decision, Why, reconcile_agent};
 use muster_domain::report::{Components, ComponentsKey};
@@ -27,7 +29,11 @@ pub(crate) struct Batch {
     agents: BTreeMap<AgentKey, Touched>,
     quarantined: Vec<Quarantined>,
     lists: BTreeMap<ComponentsKey, Components>,
+    outclaimed: Outclaimed,
 }
+
+/// Sessions that spoke with a claim below the known one, each with its gateway and that claim.
+pub(crate) type Outclaimed = BTreeMap<(AgentKey, SessionId), (GatewayId, Claim)>;
 
 struct Touched {
     stored: StoredAgent,
@@ -63,6 +69,8 @@ pub(crate) struct Decided {
     pub(crate) waiting: BTreeMap<AgentKey, Option<Timestamp>>,
     /// Sessions to close.
     pub(crate) superseded: Vec<(AgentKey, Session)>,
+    /// Sessions to be claimed anew.
+    pub(crate) outclaimed: Outclaimed,
     /// What happened.
     pub(crate) events: Vec<Happened>,
 }
@@ -87,6 +95,7 @@ impl Batch {
             agents: BTreeMap::new(),
             quarantined: Vec::new(),
             lists: BTreeMap::new(),
+            outclaimed: BTreeMap::new(),
         }
     }
 
@@ -103,11 +112,15 @@ impl Batch {
     pub(crate) fn fold(&mut self, key: &AgentKey, stored: Option<&StoredAgent>, entry: Entry) {
         let new =
             || StoredAgent { agent: Agent::new(key.clone(), entry.received_at), labels: BTreeMap::new() };
+        let (session, gateway, is_last) = (entry.session, entry.gateway.clone(), entry.ended.is_some());
         let touched = self
             .agents
             .entry(key.clone())
             .or_insert_with(|| Touched::new(stored.cloned().unwrap_or_else(new)));
         let mut folded = touched.stored.agent.fold(entry);
+        if let Some(above) = folded.outclaimed.filter(|_| !is_last) {
+            self.outclaimed.insert((key.clone(), session), (gateway, above));
+        }
         if let Some(available) = folded.components.take()
             && let Some(id) = touched.stored.agent.state.components_key(&key.tenant)
         {
@@ -147,6 +160,7 @@ impl Batch {
         let mut decided = Decided {
             quarantined: self.quarantined.clone(),
             lists: std::mem::take(&mut self.lists),
+            outclaimed: std::mem::take(&mut self.outclaimed),
             ..Decided::default()
         };
         let tenants: BTreeSet<_> = self.agents.keys().map(|key| key.tenant.clone()).collect();

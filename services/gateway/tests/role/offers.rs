@@ -102,6 +102,7 @@ async fn an_agent_that_is_not_claimed_anew_is_sent_no_offer_of_the_life_before()
         incarnation: Incarnation(Uuid::from_u128(2)),
         now: Timestamp(2_000_000),
         displace: Some(SessionId::try_from(session.as_ref()).unwrap()),
+        epoch: 0,
     };
     gateway.ownership.claim(elsewhere).await.unwrap();
     gateway.leases.is_down.store(true, Ordering::SeqCst);

@@ -14,6 +14,7 @@ pub async fn all<O: Ownership>(make: impl AsyncFn() -> O) {
     only_the_named_holder_is_displaced(&make().await).await;
     claims_rise(&make().await).await;
     settling_goes_with_the_holder(&make().await).await;
+    what_was_settled_in_another_epoch_is_not_known(&make().await).await;
     only_the_holder_settles(&make().await).await;
     last_seen_rises(&make().await).await;
     only_the_holder_releases(&make().await).await;
@@ -57,6 +58,7 @@ fn request(key: AgentKey, number: u128, now: Timestamp) -> ClaimRequest {
         incarnation: incarnation(number),
         now,
         displace: None,
+        epoch: 1,
     }
 }
 
@@ -65,7 +67,7 @@ fn holder(number: u128, claim: Claim) -> Holder {
 }
 
 fn settled(number: u128, sequence_num: Option<u64>, seen: Timestamp) -> Settled {
-    Settled { key: key(1), session: session(number), sequence_num, seen }
+    Settled { key: key(1), session: session(number), sequence_num, epoch: 1, seen }
 }
 
 /// Claims for a session that nothing stands in the way of.
@@ -129,8 +131,11 @@ async fn a_released_agent_is_resumed(engine: &dyn Ownership) {
     assert_eq!(owned(engine, &key(1)).await, Some(released));
     let (third, settled_to, previous) = resumed(engine, request(key(1), 3, at(30))).await;
     assert_eq!((settled_to, previous), (Some(41), session(2)));
-    let expected = Owned { holder: Some(holder(3, third)), settled: Some(41), seen: at(30) };
+    let expected = Owned { holder: Some(holder(3, third)), settled: None, seen: at(30) };
     assert_eq!(owned(engine, &key(1)).await, Some(expected));
+    engine.release(&key(1), session(3)).await.unwrap();
+    let (_, settled_to, _) = resumed(engine, request(key(1), 4, at(40))).await;
+    assert_eq!(settled_to, None, "the session before settled nothing itself");
 }
 
 async fn the_same_session_claims_again(engine: &dyn Ownership) {
@@ -215,6 +220,7 @@ async fn only_the_holder_settles(engine: &dyn Ownership) {
         key: key(number),
         session: session(session_of),
         sequence_num: Some(5),
+        epoch: 1,
         seen: at(10),
     };
     // Not the holder, the holder, released, unknown: each is judged for itself.
@@ -274,4 +280,25 @@ async fn tenants_are_apart(engine: &dyn Ownership) {
     assert_eq!(owned(engine, &theirs).await.unwrap().holder, Some(holder(2, other)));
     engine.release(&theirs, session(2)).await.unwrap();
     assert_eq!(owned(engine, &ours).await.unwrap().holder, Some(holder(1, claim)));
+}
+
+async fn what_was_settled_in_another_epoch_is_not_known(engine: &dyn Ownership) {
+    granted(engine, request(key(1), 1, NOW)).await;
+    let settle = async |epoch, sequence_num| {
+        let settled = Settled { epoch, ..settled(1, sequence_num, at(1)) };
+        assert_eq!(engine.settle(vec![settled]).await.unwrap(), []);
+    };
+    let known = async |epoch| {
+        let wish = ClaimRequest { epoch, ..request(key(1), 1, at(2)) };
+        resumed(engine, wish).await.1
+    };
+    settle(u64::MAX, Some(7)).await;
+    assert_eq!([known(u64::MAX).await, known(1).await, known(0).await], [Some(7), None, Some(7)]);
+    // An agent that is only heard settles nothing.
+    settle(2, None).await;
+    assert_eq!([known(u64::MAX).await, known(2).await], [Some(7), None]);
+    settle(2, Some(8)).await;
+    assert_eq!([known(u64::MAX).await, known(2).await], [None, Some(8)]);
+    settle(0, Some(9)).await;
+    assert_eq!([known(3).await, known(2).await], [Some(9), Some(9)]);
 }

@@ -79,6 +79,9 @@ impl Checker {
                 return format!(": asks {} for full state", request.sessions.len());
             }
             Action::CloseSessions(close) => return format!(": closes {}", close.sessions.len()),
+            Action::ReclaimSessions(reclaim) => {
+                return format!(": has {} claimed above {}", reclaim.sessions.len(), reclaim.above);
+            }
             Action::RequestComponents(request) => {
                 return format!(": asks {} for components", request.sessions.len());
             }
