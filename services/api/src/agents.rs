@@ -12,6 +12,7 @@ use tracing::warn;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::Shared;
+use crate::caller::Caller;
 use crate::problem::{ApiError, Problem};
 use crate::views::{self, AgentView};
 
@@ -47,6 +48,7 @@ pub(crate) struct AgentList {
 )]
 pub(crate) async fn list(
     State(shared): State<Arc<Shared>>,
+    caller: Caller,
     query: Result<Query<ListQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<AgentList>, ApiError> {
     let Query(query) = query.map_err(|error| ApiError::BadRequest(error.body_text()))?;
@@ -68,7 +70,7 @@ pub(crate) async fn list(
             }
         };
     // One more than asked for tells whether there is another page.
-    let mut found = shared.engines.fleet.page(&shared.settings.tenant, &selector, after, limit + 1).await?;
+    let mut found = shared.engines.fleet.page(&caller.tenant, &selector, after, limit + 1).await?;
     let next_cursor = (found.len() > limit).then(|| found[limit - 1].agent.key.uid.to_string());
     found.truncate(limit);
     let keys: Vec<_> = found.iter().map(|stored| stored.agent.key.clone()).collect();
@@ -86,9 +88,10 @@ pub(crate) async fn list(
 )]
 pub(crate) async fn get(
     State(shared): State<Arc<Shared>>,
+    caller: Caller,
     Path(uid): Path<String>,
 ) -> Result<Json<AgentView>, ApiError> {
-    let key = key(&shared, &uid)?;
+    let key = caller.key(&uid)?;
     let Some((stored, effective)) = shared.engines.fleet.agent(&key).await? else {
         return Err(ApiError::NotFound(format!("there is no agent {uid}")));
     };
@@ -98,12 +101,6 @@ pub(crate) async fn get(
     };
     let owned = look_up(&shared, &[key]).await.pop().flatten();
     Ok(Json(views::agent(stored, owned.as_ref()).with_details(effective.unwrap_or_default(), components)))
-}
-
-/// The key of the agent with this uid.
-pub(crate) fn key(shared: &Shared, uid: &str) -> Result<AgentKey, ApiError> {
-    let uid = uid.parse().map_err(|error| ApiError::BadRequest(format!("{error}")))?;
-    Ok(AgentKey { tenant: shared.settings.tenant.clone(), uid })
 }
 
 /// What ownership knows; nothing while it is away, as it is only a hint.

@@ -15,6 +15,7 @@ use tracing::info;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use crate::caller::Caller;
 use crate::problem::{ApiError, Problem};
 use crate::{MAX_BODY, Shared};
 
@@ -57,6 +58,7 @@ pub(crate) struct OutcomeView {
 )]
 pub(crate) async fn apply(
     State(shared): State<Arc<Shared>>,
+    caller: Caller,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Applied>, ApiError> {
     let body = body.map_err(|error| match error.status() {
@@ -71,7 +73,7 @@ pub(crate) async fn apply(
     if documents.is_empty() {
         return Err(ApiError::BadRequest("there is no manifest in the request".to_owned()));
     }
-    let tenant = &shared.settings.tenant;
+    let tenant = &caller.tenant;
     for _ in 0..ATTEMPTS {
         let intent = shared.engines.intent.intent(tenant).await?;
         let now = (shared.engines.clock)();

@@ -12,6 +12,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::Shared;
+use crate::caller::Caller;
 use crate::problem::{ApiError, Problem};
 use crate::views::rfc3339;
 
@@ -63,8 +64,11 @@ pub(crate) struct TemplateRefView {
     get, path = "/api/v1/assignments", tag = "configuration", operation_id = "listAssignments",
     responses((status = 200, body = AssignmentList))
 )]
-pub(crate) async fn list(State(shared): State<Arc<Shared>>) -> Result<Json<AssignmentList>, ApiError> {
-    let intent = shared.engines.intent.intent(&shared.settings.tenant).await?;
+pub(crate) async fn list(
+    State(shared): State<Arc<Shared>>,
+    caller: Caller,
+) -> Result<Json<AssignmentList>, ApiError> {
+    let intent = shared.engines.intent.intent(&caller.tenant).await?;
     let items = intent.assignments.values().map(|assignment| view(&intent, assignment)).collect();
     Ok(Json(AssignmentList { items }))
 }
@@ -77,9 +81,10 @@ pub(crate) async fn list(State(shared): State<Arc<Shared>>) -> Result<Json<Assig
 )]
 pub(crate) async fn get(
     State(shared): State<Arc<Shared>>,
+    caller: Caller,
     Path(name): Path<String>,
 ) -> Result<Json<AssignmentView>, ApiError> {
-    let intent = shared.engines.intent.intent(&shared.settings.tenant).await?;
+    let intent = shared.engines.intent.intent(&caller.tenant).await?;
     let assignment = intent.assignments.get(&name);
     let assignment =
         assignment.ok_or_else(|| ApiError::NotFound(format!("there is no assignment {name:?}")))?;

@@ -22,7 +22,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::Shared;
-use crate::agents::key;
+use crate::caller::Caller;
 use crate::problem::{ApiError, Problem};
 use crate::views::rfc3339;
 
@@ -38,8 +38,6 @@ const NAMED: usize = 10;
 const LISTED: (usize, usize) = (20, 100);
 /// Time to live of a command that names none.
 const DEFAULT_TTL: Duration = Duration::from_secs(300);
-/// Who gave a command, while there are no credentials.
-const ACTOR: &str = "anonymous";
 
 /// What an agent is to do.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -178,17 +176,18 @@ pub(crate) struct IdsQuery {
 )]
 pub(crate) async fn give(
     State(shared): State<Arc<Shared>>,
+    caller: Caller,
     Path(uid): Path<String>,
     body: Result<Json<NewCommand>, JsonRejection>,
 ) -> Result<(StatusCode, Json<CommandView>), ApiError> {
     let Json(new) = body.map_err(|error| rejected(&error))?;
-    let key = key(&shared, &uid)?;
+    let key = caller.key(&uid)?;
     let (action, ttl) = new.checked()?;
     if shared.engines.fleet.agent(&key).await?.is_none() {
         return Err(ApiError::NotFound(format!("there is no agent {uid}")));
     }
-    let command = shared.command(key.uid, &action, ttl);
-    shared.give(std::slice::from_ref(&command)).await?;
+    let command = shared.command(&caller, key.uid, &action, ttl);
+    shared.give(&caller, std::slice::from_ref(&command)).await?;
     Ok((StatusCode::ACCEPTED, Json(view(command))))
 }
 
@@ -205,13 +204,14 @@ pub(crate) async fn give(
 )]
 pub(crate) async fn give_many(
     State(shared): State<Arc<Shared>>,
+    caller: Caller,
     body: Result<Json<NewCommands>, JsonRejection>,
 ) -> Result<(StatusCode, Json<Selected>), ApiError> {
     let Json(new) = body.map_err(|error| rejected(&error))?;
     let (action, ttl) = new.command.checked()?;
     let requirements: Selector =
         new.selector.parse().map_err(|error| ApiError::BadRequest(format!("selector: {error}")))?;
-    let agents = matching(&shared, requirements).await?;
+    let agents = matching(&shared, &caller, requirements).await?;
     let count = agents.len();
     if let Action::Message(message) = &action
         && message.data.len().saturating_mul(count) > MAX_BYTES
@@ -244,8 +244,8 @@ pub(crate) async fn give_many(
         Some(_) => {}
     }
     let commands: Vec<_> =
-        agents.iter().map(|stored| shared.command(stored.agent.key.uid, &action, ttl)).collect();
-    shared.give(&commands).await?;
+        agents.iter().map(|stored| shared.command(&caller, stored.agent.key.uid, &action, ttl)).collect();
+    shared.give(&caller, &commands).await?;
     let given = |command: &Command| GivenCommand {
         id: command.id.to_string(),
         instance_uid: command.key.uid.to_string(),
@@ -262,6 +262,7 @@ pub(crate) async fn give_many(
 )]
 pub(crate) async fn latest(
     State(shared): State<Arc<Shared>>,
+    caller: Caller,
     Path(uid): Path<String>,
     query: Result<Query<LatestQuery>, QueryRejection>,
 ) -> Result<Json<CommandList>, ApiError> {
@@ -270,7 +271,7 @@ pub(crate) async fn latest(
     if !(1..=LISTED.1).contains(&limit) {
         return Err(ApiError::BadRequest(format!("limit: must be 1 to {}, not {limit}", LISTED.1)));
     }
-    let found = shared.engines.commands.latest_commands(&key(&shared, &uid)?, limit).await?;
+    let found = shared.engines.commands.latest_commands(&caller.key(&uid)?, limit).await?;
     Ok(Json(CommandList { items: found.into_iter().map(view).collect() }))
 }
 
@@ -281,6 +282,7 @@ pub(crate) async fn latest(
 )]
 pub(crate) async fn list(
     State(shared): State<Arc<Shared>>,
+    caller: Caller,
     query: Result<Query<IdsQuery>, QueryRejection>,
 ) -> Result<Json<CommandList>, ApiError> {
     let Query(query) = query.map_err(|error| ApiError::BadRequest(error.body_text()))?;
@@ -289,7 +291,7 @@ pub(crate) async fn list(
     if ids.len() > LISTED.1 {
         return Err(ApiError::BadRequest(format!("ids: at most {} are shown at once", LISTED.1)));
     }
-    let found = shared.engines.commands.commands(&shared.settings.tenant, &ids).await?;
+    let found = shared.engines.commands.commands(&caller.tenant, &ids).await?;
     Ok(Json(CommandList { items: found.into_iter().map(view).collect() }))
 }
 
@@ -301,10 +303,11 @@ pub(crate) async fn list(
 )]
 pub(crate) async fn get(
     State(shared): State<Arc<Shared>>,
+    caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Json<CommandView>, ApiError> {
     let id: CommandId = id.parse().map_err(|error| ApiError::BadRequest(format!("{error}")))?;
-    let found = shared.engines.commands.commands(&shared.settings.tenant, &[id]).await?.pop();
+    let found = shared.engines.commands.commands(&caller.tenant, &[id]).await?.pop();
     let found = found.ok_or_else(|| ApiError::NotFound(format!("there is no command {id}")))?;
     Ok(Json(view(found)))
 }
@@ -372,22 +375,22 @@ fn content(text: Option<String>, base64: Option<String>) -> Result<Vec<u8>, ApiE
 }
 
 impl Shared {
-    fn command(&self, uid: InstanceUid, action: &Action, ttl: Duration) -> Command {
+    fn command(&self, caller: &Caller, uid: InstanceUid, action: &Action, ttl: Duration) -> Command {
         let created_at = (self.engines.clock)();
         Command {
             id: CommandId(Uuid::now_v7()),
-            key: AgentKey { tenant: self.settings.tenant.clone(), uid },
+            key: AgentKey { tenant: caller.tenant.clone(), uid },
             action: action.clone(),
             created_at,
             expires_at: created_at.plus(ttl),
-            actor: ACTOR.to_owned(),
+            actor: caller.actor.clone(),
             state: CommandState::QUEUED,
         }
     }
 
     /// Queues commands and wakes control.
-    async fn give(&self, commands: &[Command]) -> Result<(), ApiError> {
-        let tenant = &self.settings.tenant;
+    async fn give(&self, caller: &Caller, commands: &[Command]) -> Result<(), ApiError> {
+        let tenant = &caller.tenant;
         match self.engines.commands.queue(tenant, commands, MAX_QUEUED).await {
             Ok(()) => {}
             Err(QueueError::Full { queued }) => {
@@ -407,12 +410,16 @@ impl Shared {
 }
 
 /// Every agent that matches, as far as one request may.
-async fn matching(shared: &Shared, requirements: Selector) -> Result<Vec<StoredAgent>, ApiError> {
+async fn matching(
+    shared: &Shared,
+    caller: &Caller,
+    requirements: Selector,
+) -> Result<Vec<StoredAgent>, ApiError> {
     let selector = AgentSelector { requirements, ..AgentSelector::default() };
     let mut found: Vec<StoredAgent> = Vec::new();
     loop {
         let after = found.last().map(|stored| stored.agent.key.uid);
-        let page = shared.engines.fleet.page(&shared.settings.tenant, &selector, after, PAGE).await?;
+        let page = shared.engines.fleet.page(&caller.tenant, &selector, after, PAGE).await?;
         let is_last = page.len() < PAGE;
         found.extend(page);
         if found.len() > MAX_QUEUED {

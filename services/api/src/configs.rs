@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::Shared;
+use crate::caller::Caller;
 use crate::problem::{ApiError, Problem};
 use crate::views::rfc3339;
 
@@ -66,8 +67,11 @@ pub(crate) struct VersionQuery {
     get, path = "/api/v1/configs", tag = "configuration", operation_id = "listConfigs",
     responses((status = 200, body = ConfigList))
 )]
-pub(crate) async fn list(State(shared): State<Arc<Shared>>) -> Result<Json<ConfigList>, ApiError> {
-    let intent = shared.engines.intent.intent(&shared.settings.tenant).await?;
+pub(crate) async fn list(
+    State(shared): State<Arc<Shared>>,
+    caller: Caller,
+) -> Result<Json<ConfigList>, ApiError> {
+    let intent = shared.engines.intent.intent(&caller.tenant).await?;
     let summary = |(name, revisions): (String, Vec<TemplateRevision>)| {
         let latest = revisions.last()?;
         Some(ConfigSummary {
@@ -88,10 +92,11 @@ pub(crate) async fn list(State(shared): State<Arc<Shared>>) -> Result<Json<Confi
 )]
 pub(crate) async fn get(
     State(shared): State<Arc<Shared>>,
+    caller: Caller,
     Path(name): Path<String>,
     Query(query): Query<VersionQuery>,
 ) -> Result<Json<ConfigView>, ApiError> {
-    let intent = shared.engines.intent.intent(&shared.settings.tenant).await?;
+    let intent = shared.engines.intent.intent(&caller.tenant).await?;
     let revisions = intent.templates.get(&name).map(Vec::as_slice).unwrap_or_default();
     let versions: Vec<_> = revisions.iter().map(|revision| revision.version.clone()).collect();
     let Some(revision) = intent.template(&name, query.version.as_deref()) else {

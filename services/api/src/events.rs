@@ -27,6 +27,7 @@ use tracing::debug;
 use utoipa::IntoParams;
 
 use crate::Shared;
+use crate::caller::Caller;
 use crate::problem::{ApiError, Problem};
 use crate::views::rfc3339;
 
@@ -67,6 +68,7 @@ pub(crate) struct EventsQuery {
 )]
 pub(crate) async fn watch(
     State(shared): State<Arc<Shared>>,
+    caller: Caller,
     stopping: Option<Extension<Stopping>>,
     query: Result<Query<EventsQuery>, QueryRejection>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
@@ -77,7 +79,7 @@ pub(crate) async fn watch(
             "{MAX_LISTENERS} listen already, which is all that one process serves: try another one"
         ))
     })?;
-    let subject = Subject::Events(shared.settings.cell.clone(), shared.settings.tenant.clone());
+    let subject = Subject::Events(shared.settings.cell.clone(), caller.tenant.clone());
     let listener = Listener {
         subscription: shared.engines.bus.subscribe(&subject).await?,
         filter,

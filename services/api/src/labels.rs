@@ -11,7 +11,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::Shared;
-use crate::agents::key;
+use crate::caller::Caller;
 use crate::problem::{ApiError, Problem};
 
 /// An agent's labels.
@@ -30,6 +30,7 @@ pub(crate) struct LabelsView {
 )]
 pub(crate) async fn patch(
     State(shared): State<Arc<Shared>>,
+    caller: Caller,
     Path(uid): Path<String>,
     changes: Result<Json<BTreeMap<String, Option<String>>>, JsonRejection>,
 ) -> Result<Json<LabelsView>, ApiError> {
@@ -40,7 +41,7 @@ pub(crate) async fn patch(
         Requirement::new(label, condition)
             .map_err(|error| ApiError::BadRequest(format!("label {label:?}: {error}")))?;
     }
-    let key = key(&shared, &uid)?;
+    let key = caller.key(&uid)?;
     let labels = shared.engines.intent.label(&key, &changes, (shared.engines.clock)()).await?;
     let labels = labels.ok_or_else(|| ApiError::NotFound(format!("there is no agent {uid}")))?;
     shared.wake().await;

@@ -5,15 +5,18 @@
 mod agents;
 mod apply;
 mod assignments;
+mod caller;
 mod commands;
 mod configs;
 mod events;
+mod guard;
 mod labels;
 mod problem;
 mod retry;
 mod system;
 mod views;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +39,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::guard::Guard;
 pub use crate::system::Readiness;
 use crate::system::System;
 
@@ -110,8 +114,39 @@ struct Documentation;
 pub fn router(settings: Settings, engines: Engines, readiness: Readiness, metrics: Registry) -> Router {
     let listeners = Arc::new(Semaphore::new(events::MAX_LISTENERS));
     let shared = Arc::new(Shared { settings, engines, listeners });
-    let (system, system_document) = system_routes(readiness, metrics).split_for_parts();
-    let (router, mut document) = OpenApiRouter::with_openapi(Documentation::openapi())
+    let (system, _) = system_routes(readiness, metrics).split_for_parts();
+    let (router, _) = api_routes().split_for_parts();
+    let document = openapi();
+    let guard = Arc::new(Guard::new(&document, shared.settings.tenant.clone()));
+    router
+        .route(
+            guard::DOCUMENT,
+            axum::routing::get(move || {
+                let document = document.clone();
+                async move { axum::Json(document) }
+            }),
+        )
+        .with_state(shared)
+        .merge(system)
+        .fallback(problem::not_found)
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .layer(middleware::from_fn_with_state(guard, guard::stand))
+        .layer(middleware::from_fn(deadline))
+        .layer(CatchPanicLayer::custom(problem::panicked))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+}
+
+/// The document that describes every operation.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    let (_, mut document) = api_routes().split_for_parts();
+    let (_, system) = system_routes(Readiness::default(), Registry::new()).split_for_parts();
+    document.merge(system);
+    guard::describe(&mut document);
+    document
+}
+
+fn api_routes() -> OpenApiRouter<Arc<Shared>> {
+    OpenApiRouter::with_openapi(Documentation::openapi())
         .routes(routes!(agents::list))
         .routes(routes!(agents::get))
         .routes(routes!(labels::patch))
@@ -125,23 +160,6 @@ pub fn router(settings: Settings, engines: Engines, readiness: Readiness, metric
         .routes(routes!(configs::get))
         .routes(routes!(assignments::list))
         .routes(routes!(assignments::get))
-        .split_for_parts();
-    document.merge(system_document);
-    router
-        .route(
-            "/api/v1/openapi.json",
-            axum::routing::get(move || {
-                let document = document.clone();
-                async move { axum::Json(document) }
-            }),
-        )
-        .with_state(shared)
-        .merge(system)
-        .fallback(problem::not_found)
-        .method_not_allowed_fallback(problem::method_not_allowed)
-        .layer(middleware::from_fn(deadline))
-        .layer(CatchPanicLayer::custom(problem::panicked))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
 }
 
 /// `/health`, `/ready` and `/metrics`, for a process without the api role.
@@ -182,7 +200,8 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     info!(address = %listener.local_addr()?, "{name} is serving");
     let router = router.layer(Extension(events::Stopping(stop.clone())));
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
 /// Ends requests that take too long, and logs each.

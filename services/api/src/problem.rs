@@ -4,7 +4,7 @@ use std::any::Any;
 
 use axum::Json;
 use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
 use axum::response::{IntoResponse, Response};
 use muster_domain::manifest::ManifestError;
 use muster_ports::EngineError;
@@ -47,6 +47,14 @@ pub(crate) struct PlacedError {
 pub(crate) enum ApiError {
     /// The request is not well formed; the text names the field and the fix.
     BadRequest(String),
+    /// Who asks has not shown who they are; the text says how to.
+    Unauthenticated(String),
+    /// Who asks may not do this; the text says why.
+    Forbidden(String),
+    /// There is nothing at the path.
+    NoRoute,
+    /// The path does not take the method.
+    NoMethod,
     /// There is no such thing.
     NotFound(String),
     /// The body is too large.
@@ -71,6 +79,13 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         match self {
             Self::BadRequest(detail) => problem(StatusCode::BAD_REQUEST, detail),
+            Self::Unauthenticated(detail) => {
+                let challenge = [(WWW_AUTHENTICATE, "Bearer realm=\"muster\"")];
+                (challenge, problem(StatusCode::UNAUTHORIZED, detail)).into_response()
+            }
+            Self::Forbidden(detail) => problem(StatusCode::FORBIDDEN, detail),
+            Self::NoRoute => no_route(),
+            Self::NoMethod => no_method(),
             Self::NotFound(detail) => problem(StatusCode::NOT_FOUND, detail),
             Self::TooLarge(detail) => problem(StatusCode::PAYLOAD_TOO_LARGE, detail),
             Self::Conflict(detail) => problem(StatusCode::CONFLICT, detail),
@@ -114,11 +129,19 @@ fn respond(status: StatusCode, detail: String, errors: Vec<PlacedError>) -> Resp
 
 /// Any path that is not a route.
 pub(crate) async fn not_found() -> Response {
+    no_route()
+}
+
+fn no_route() -> Response {
     problem(StatusCode::NOT_FOUND, "there is nothing at this path: see /api/v1/openapi.json".to_owned())
 }
 
 /// A route that does not know the method.
 pub(crate) async fn method_not_allowed() -> Response {
+    no_method()
+}
+
+fn no_method() -> Response {
     let detail = "this path does not take the method: see /api/v1/openapi.json".to_owned();
     problem(StatusCode::METHOD_NOT_ALLOWED, detail)
 }

@@ -12,7 +12,7 @@ use tracing::info;
 use utoipa::ToSchema;
 
 use crate::Shared;
-use crate::agents::key;
+use crate::caller::Caller;
 use crate::problem::{ApiError, Problem};
 
 /// How often the change is made again when another one came between.
@@ -40,9 +40,10 @@ pub(crate) struct RetryView {
 )]
 pub(crate) async fn post(
     State(shared): State<Arc<Shared>>,
+    caller: Caller,
     Path(uid): Path<String>,
 ) -> Result<Json<RetryView>, ApiError> {
-    let key = key(&shared, &uid)?;
+    let key = caller.key(&uid)?;
     if shared.engines.fleet.agent(&key).await?.is_none() {
         return Err(ApiError::NotFound(format!("there is no agent {uid}")));
     }

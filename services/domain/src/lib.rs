@@ -3,6 +3,7 @@
 //! Nothing here does I/O, reads a clock or draws a random number: time and identifiers are
 //! arguments, and a decision returns its reason.
 
+pub mod access;
 pub mod agent;
 pub mod budget;
 pub mod capabilities;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use muster_domain::ids::{Cell, check_name};
 
 use crate::cli::{ClientCommand, GlobalOptions};
@@ -85,7 +85,10 @@ struct DemoArgs {
 
 /// Runs the program with the arguments of the process.
 pub fn main() -> ExitCode {
-    let program = Program::parse();
+    let program = match Program::from_arg_matches(&cli::with_roles(Program::command()).get_matches()) {
+        Ok(program) => program,
+        Err(error) => error.exit(),
+    };
     let result = match program.command {
         Command::Serve(args) => run_server(&args),
         Command::Migrate(args) => run_migrate(&args),

@@ -5,6 +5,7 @@ mod apply;
 mod catalog;
 mod client;
 mod commands;
+mod help;
 mod output;
 mod sources;
 mod watch;
@@ -22,6 +23,7 @@ pub use apply::ApplyArgs;
 pub use catalog::{AssignmentsCommand, ConfigsCommand};
 pub use client::{CliError, PlacedError, Refusal};
 pub use commands::{MessageArgs, Order};
+pub use help::with_roles;
 pub use output::Format;
 pub use watch::WatchArgs;
 
