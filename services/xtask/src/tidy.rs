@@ -6,6 +6,7 @@ mod header;
 mod length;
 mod links;
 mod lints;
+mod named;
 mod reached;
 
 use std::collections::BTreeSet;
@@ -59,6 +60,7 @@ pub(crate) fn run(root: &Path) -> Result<bool> {
     findings.extend(workspace.manifests().filter_map(lints::check));
     findings.extend(reached::check(&sources, &roots(&workspace, &files)));
     findings.extend(pages.iter().flat_map(|page| links::check(page, &files)));
+    findings.extend(pages.iter().flat_map(|page| named::check(page, &sources)));
     for source in &sources {
         findings.extend(header::check(source));
         findings.extend(length::check(source));
