@@ -38,8 +38,16 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Publishers whose numbers are remembered.
 const MAX_PUBLISHERS: usize = 1000;
 /// Kinds of events.
-const KINDS: [&str; 6] =
-    ["connected", "disconnected", "health", "config_applied", "config_failed", "custom_message"];
+const KINDS: [&str; 8] = [
+    "connected",
+    "disconnected",
+    "health",
+    "config_applied",
+    "config_failed",
+    "drifted",
+    "drift_ended",
+    "custom_message",
+];
 
 /// Cancelled when the process stops: streams end then.
 #[derive(Debug, Clone)]
@@ -50,7 +58,7 @@ pub(crate) struct Stopping(pub(crate) CancellationToken);
 #[serde(deny_unknown_fields)]
 pub(crate) struct EventsQuery {
     /// Kinds of events, with commas between; all by default: `connected`, `disconnected`, `health`,
-    /// `config_applied`, `config_failed`, `custom_message`.
+    /// `config_applied`, `config_failed`, `drifted`, `drift_ended`, `custom_message`.
     kinds: Option<String>,
     /// Only events of the agent with this instance_uid.
     agent: Option<String>,
@@ -196,6 +204,16 @@ fn view(event: AgentEvent) -> Option<(&'static str, Vec<u8>, Value)> {
             "config_failed",
             json!({"config_hash": hex(&failed.config_hash), "error_message": failed.error_message}),
         ),
+        Told::Drifted(drift) => (
+            "drifted",
+            json!({
+                "drift": drift.kind,
+                "since": rfc3339(Timestamp(drift.since_us)),
+                "expected": drift.expected,
+                "found": Some(drift.found).filter(|found| !found.is_empty()),
+            }),
+        ),
+        Told::DriftEnded(ended) => ("drift_ended", json!({"drift": ended.kind})),
         Told::CustomMessage(message) => {
             let mut more = json!({"capability": message.capability, "type": message.r#type});
             match std::str::from_utf8(&message.data) {

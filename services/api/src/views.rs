@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use muster_domain::agent::{Agent, ConfigChange, Transport};
+use muster_domain::drift::Drift;
 use muster_domain::ids::Timestamp;
 use muster_domain::report::{
     Attributes, Component, Components, ConfigFile, ConfigMap, ConfigStatus, Description, Health,
@@ -41,6 +42,8 @@ pub(crate) struct AgentView {
     sequence_num: u64,
     /// The config that it should run, and how far it is.
     remote_config: RemoteConfigView,
+    /// Set while it runs something else than the config that it had applied, and nobody offered it that.
+    drift: Option<DriftView>,
     /// The config that it runs, by file name. Absent in lists.
     #[serde(skip_serializing_if = "Option::is_none")]
     effective_config: Option<BTreeMap<String, FileView>>,
@@ -87,6 +90,22 @@ pub(crate) struct RemoteConfigView {
     /// What the agent reported last, the oldest first. Absent in lists.
     #[serde(skip_serializing_if = "Option::is_none")]
     history: Option<Vec<ConfigChangeView>>,
+}
+
+/// An agent runs something else than the config that it had applied.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct DriftView {
+    /// What tells of it: `remote_config` (the reported hash left the desired one; the config is offered
+    /// again) or `effective_config` (it changed without an offer; it is only shown).
+    kind: &'static str,
+    /// When that was reported first (RFC 3339).
+    since: String,
+    /// What it had, hex: the hash of the remote config, or the digest of the effective config.
+    expected: String,
+    /// What it reports instead; null where it reports no hash.
+    found: Option<String>,
+    /// When its config is offered again at the earliest (RFC 3339), where it left it more than once.
+    offered_again_at: Option<String>,
 }
 
 /// A status of a remote config that an agent reported.
@@ -222,6 +241,7 @@ pub(crate) fn agent(stored: StoredAgent, owned: Option<&Owned>) -> AgentView {
         capabilities: state.capabilities.names(),
         sequence_num: settled.max(state.sequence_num),
         remote_config,
+        drift: state.drift.map(drift),
         effective_config: None,
         health: state.health.map(health),
         custom_capabilities: state.custom_capabilities,
@@ -242,6 +262,16 @@ impl AgentView {
             available.components = Some(list.map(components));
         }
         self
+    }
+}
+
+fn drift(drift: Drift) -> DriftView {
+    DriftView {
+        kind: drift.kind.name(),
+        since: rfc3339(drift.since),
+        expected: drift.expected,
+        found: drift.found,
+        offered_again_at: drift.again.map(|(_, at)| rfc3339(at)),
     }
 }
 

@@ -12,8 +12,8 @@ use muster_ports::bus::Subject;
 use muster_proto::Message;
 use muster_proto::bus::agent_event::Event as Told;
 use muster_proto::bus::{
-    AgentConfigApplied, AgentConfigFailed, AgentConnected, AgentDisconnected, AgentEvent, AgentEvents,
-    AgentHealth, AgentMessage,
+    AgentConfigApplied, AgentConfigFailed, AgentConnected, AgentDisconnected, AgentDriftEnded, AgentDrifted,
+    AgentEvent, AgentEvents, AgentHealth, AgentMessage,
 };
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -97,6 +97,13 @@ fn told(event: &Event, remote_addr: &str) -> Told {
             config_hash: hash.as_ref().map(|hash| hash.as_bytes().to_vec()).unwrap_or_default().into(),
             error_message: cut(error_message),
         }),
+        Event::Drifted(drift) => Told::Drifted(AgentDrifted {
+            kind: drift.kind.name().to_owned(),
+            since_us: drift.since.0,
+            expected: drift.expected.clone(),
+            found: drift.found.clone().unwrap_or_default(),
+        }),
+        Event::DriftEnded(kind) => Told::DriftEnded(AgentDriftEnded { kind: kind.name().to_owned() }),
         Event::HealthChanged { healthy } => Told::Health(AgentHealth { healthy: *healthy }),
         Event::CustomMessage(message) => {
             let data_left_out = message.data.len() > DATA;

@@ -1,5 +1,6 @@
 //! What a control counts.
 
+use muster_domain::drift::DriftKind;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// A control's metrics, under the names that operators' dashboards use.
@@ -19,6 +20,7 @@ pub struct Metrics {
     pub(crate) blob_bytes: IntGauge,
     pub(crate) duplicates: IntCounterVec,
     pub(crate) commands: IntCounterVec,
+    pub(crate) drifts: IntCounterVec,
 }
 
 impl Metrics {
@@ -55,6 +57,14 @@ impl Metrics {
         for status in ["success", "failure"] {
             config_updates.with_label_values(&[status]);
         }
+        let drifts = family(
+            "muster_control_drifts_total",
+            "Agents that were found to run something else than they had applied, by what told of it.",
+            "kind",
+        )?;
+        for kind in [DriftKind::RemoteConfig, DriftKind::EffectiveConfig] {
+            drifts.with_label_values(&[kind.name()]);
+        }
         let partitions =
             IntGauge::new("muster_control_partitions", "Partitions that this control works on.")?;
         registry.register(Box::new(partitions.clone()))?;
@@ -63,6 +73,7 @@ impl Metrics {
         registry.register(Box::new(blob_bytes.clone()))?;
         Ok(Self {
             config_updates,
+            drifts,
             partitions,
             blob_bytes,
             commands,

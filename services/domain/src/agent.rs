@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::capabilities::AgentCapabilities;
+use crate::drift::{Baseline, Drift, DriftKind, Settling};
 use crate::ids::{
     AgentKey, Claim, ConfigHash, Digest, GatewayId, Incarnation, IntentRevision, SessionId, Tenant, Timestamp,
 };
@@ -27,6 +28,10 @@ pub struct Agent {
 /// The part of an agent that reports and decisions change.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct AgentState {
+    /// Whether it runs something else than it had applied. The first field: the text of a state tells by
+    /// its beginning whether the agent has drifted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drift: Option<Drift>,
     /// When the first report was received.
     pub first_seen: Timestamp,
     /// When the last report that was not a heartbeat was received.
@@ -57,6 +62,15 @@ pub struct AgentState {
     /// Digest of the last effective config; its text is stored apart.
     #[serde(default)]
     pub effective_config: Option<Digest>,
+    /// That effective config has no content at all.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub effective_is_blank: bool,
+    /// What drift is measured against.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<Baseline>,
+    /// The last offer, while what changes is put down to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settling: Option<Settling>,
     /// Hash of the config that the agent should run, by the intent last looked at.
     #[serde(default)]
     pub desired: Option<ConfigHash>,
@@ -251,6 +265,10 @@ pub enum AgentEvent {
     },
     /// The agent sent a message of a custom capability.
     CustomMessage(CustomMessage),
+    /// The agent runs something else than it had applied.
+    Drifted(Drift),
+    /// It does so no longer.
+    DriftEnded(DriftKind),
 }
 
 impl Agent {
@@ -351,6 +369,7 @@ impl Agent {
             let digest = config_map_digest(&effective);
             if state.effective_config != Some(digest) {
                 state.effective_config = Some(digest);
+                state.effective_is_blank = effective.values().all(|file| file.body.is_empty());
                 folded.effective_config = Some(effective);
             }
         }
@@ -423,7 +442,7 @@ impl AgentState {
     }
 
     /// Takes over that an operator asked at this revision for another try: what is known of a failure is
-    /// forgotten, once for each asking. Returns whether anything changed.
+    /// forgotten, and what drift is measured against, once for each asking. Returns whether anything changed.
     pub fn set_retried(&mut self, asked: IntentRevision) -> bool {
         if asked <= self.retried {
             return false;
@@ -431,6 +450,8 @@ impl AgentState {
         self.retried = asked;
         self.failed = None;
         self.offered = None;
+        self.baseline = None;
+        self.settling = None;
         if self.remote_config.status == ConfigStatus::Failed {
             // Not reported yet, so that the same report is news when it comes again.
             self.remote_config = RemoteConfigStatus::default();

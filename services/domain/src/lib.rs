@@ -9,6 +9,7 @@ pub mod budget;
 pub mod capabilities;
 pub mod command;
 pub mod desired;
+pub mod drift;
 pub mod duplicates;
 pub mod ids;
 pub mod intent;

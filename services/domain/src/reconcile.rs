@@ -38,6 +38,8 @@ pub enum Why {
     AwaitingReport(Timestamp),
     /// It was sent to this session, and the agent reports no status that could be awaited.
     SentOnce,
+    /// The agent leaves this config again and again by itself: it is offered at this moment.
+    LeavesItAgain(Timestamp),
 }
 
 /// Decides for one agent. Level-triggered: it may be called at any time and any number of times.
@@ -87,14 +89,15 @@ pub fn reconcile(
 }
 
 /// How long a report is awaited after so many sends.
-fn wait(attempts: u32) -> Duration {
+pub(crate) fn wait(attempts: u32) -> Duration {
     FIRST_RETRY.saturating_mul(1 << attempts.saturating_sub(1).min(8)).min(LAST_RETRY)
 }
 
-/// [`reconcile`] with an agent's own state.
+/// [`reconcile`] with an agent's own state. What the agent leaves again and again within one session is
+/// offered again with growing distance.
 pub fn reconcile_agent(agent: &Agent, now: Timestamp) -> Decision {
     let state = &agent.state;
-    reconcile(
+    let decision = reconcile(
         state.desired.as_ref(),
         &state.remote_config,
         state.offered.as_ref(),
@@ -102,7 +105,14 @@ pub fn reconcile_agent(agent: &Agent, now: Timestamp) -> Decision {
         state.capabilities,
         agent.live_session().map(|session| session.id),
         now,
-    )
+    );
+    match decision {
+        Decision::Offer(offer) => match state.drift_wait(offer.session, now) {
+            Some(until) => Decision::Nothing(Why::LeavesItAgain(until)),
+            None => Decision::Offer(offer),
+        },
+        nothing => nothing,
+    }
 }
 
 #[cfg(test)]

@@ -210,15 +210,16 @@ impl Decided {
         let hash: Option<ConfigHash> = config.as_ref().map(|config| config.hash.clone());
         folded.state_changed |= agent.state.set_retried(planner.retry(key.uid));
         folded.state_changed |= agent.state.set_desired(hash, held);
+        folded.state_changed |= agent.judge_drift(now, &mut folded.events);
         let due = match reconcile_agent(&agent, now) {
             Decision::Offer(offer) => {
                 let due = offer.next_at;
-                agent.state.offered = Some(offer);
+                agent.state.set_offered(offer, now);
                 folded.state_changed = true;
                 self.send(&agent, config, planner.revision());
                 Some(due)
             }
-            Decision::Nothing(Why::AwaitingReport(due)) => Some(due),
+            Decision::Nothing(Why::AwaitingReport(due) | Why::LeavesItAgain(due)) => Some(due),
             Decision::Nothing(_) => None,
         };
         self.waiting.insert(key.clone(), due);
@@ -298,6 +299,15 @@ impl Happened {
             AgentEvent::CustomMessage(message) => {
                 let (capability, kind, bytes) = (&message.capability, &message.kind, message.data.len());
                 debug!(event = "custom_message", %tenant, %agent_id, capability, kind, bytes, "an agent sent a custom message");
+            }
+            AgentEvent::Drifted(drift) => {
+                let (kind, expected, found) = (drift.kind.name(), &drift.expected, drift.found.as_deref());
+                let found = found.unwrap_or_default();
+                metrics.drifts.with_label_values(&[kind]).inc();
+                warn!(event = "agent_drifted", %tenant, %agent_id, agent_version, kind, expected, found, "an agent runs something else than the config that it had applied");
+            }
+            AgentEvent::DriftEnded(kind) => {
+                info!(event = "agent_drift_ended", %tenant, %agent_id, agent_version, kind = kind.name(), "an agent's drift is over");
             }
             AgentEvent::HealthChanged { healthy: true } => {
                 info!(event = "agent_healthy", %tenant, %agent_id, agent_version, "an agent is healthy");

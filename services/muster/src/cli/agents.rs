@@ -31,7 +31,7 @@ pub enum AgentsCommand {
         #[arg(value_name = "UID")]
         uid: String,
     },
-    /// Offer an agent again what it could not apply.
+    /// Offer an agent again what it could not apply, or take for right what a drifted one runs.
     Retry {
         /// The agent's instance_uid.
         #[arg(value_name = "UID")]
@@ -160,6 +160,7 @@ struct Agent {
     custom_capabilities: Vec<String>,
     available_components: Option<AvailableComponents>,
     remote_config: RemoteConfig,
+    drift: Option<Drift>,
     effective_config: BTreeMap<String, File>,
     health: Option<Health>,
     session: Option<Session>,
@@ -182,6 +183,16 @@ struct RemoteConfig {
     failed_hash: Option<String>,
     held: Option<String>,
     history: Vec<ConfigChange>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Drift {
+    kind: String,
+    since: Option<String>,
+    expected: String,
+    found: Option<String>,
+    offered_again_at: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -248,6 +259,7 @@ impl Agent {
     fn config(&self) -> String {
         match &self.remote_config {
             RemoteConfig { held: Some(_), .. } => "HELD".to_owned(),
+            _ if self.drift.is_some() => "DRIFTED".to_owned(),
             RemoteConfig { status, .. } if status == "UNSET" => "-".to_owned(),
             RemoteConfig { status, .. } => or_dash(status),
         }
@@ -321,6 +333,18 @@ fn page(agent: Agent, now: OffsetDateTime) -> String {
                 ("failed", hash(&config.failed_hash)),
             ],
         );
+    if let Some(drift) = &agent.drift {
+        page = page.pairs(
+            "Drift",
+            [
+                ("told by", drift.kind.clone()),
+                ("since", moment(drift.since.as_deref(), now)),
+                ("expected", drift.expected.clone()),
+                ("found", drift.found.clone().unwrap_or_else(|| "nothing".to_owned())),
+                ("offered again", drift.offered_again_at.clone().unwrap_or_default()),
+            ],
+        );
+    }
     if !config.history.is_empty() {
         let row = |change: &ConfigChange| {
             let at = age(Some(&change.at), now);

@@ -19,7 +19,7 @@ const MAX_EVENT: usize = 4 << 20;
 #[derive(Debug, Clone, Args)]
 pub struct WatchArgs {
     /// Only these kinds of events: connected, disconnected, health, config_applied, config_failed,
-    /// custom_message.
+    /// drifted, drift_ended, custom_message.
     #[arg(long, value_name = "KIND,...")]
     kinds: Option<String>,
     /// Only events of this agent.
@@ -38,6 +38,9 @@ struct Happened {
     healthy: Option<bool>,
     config_hash: String,
     error_message: String,
+    drift: String,
+    expected: String,
+    found: Option<String>,
     capability: String,
     #[serde(rename = "type")]
     kind: String,
@@ -130,6 +133,11 @@ fn line(kind: &str, event: &Happened) -> String {
         "health" => if event.healthy == Some(true) { "healthy" } else { "unhealthy" }.to_owned(),
         "config_applied" => event.config_hash.clone(),
         "config_failed" => format!("{} {}", or_dash(&event.config_hash), event.error_message),
+        "drifted" => {
+            let found = event.found.as_deref().unwrap_or("nothing");
+            format!("{}: {found} in the place of {}", event.drift, event.expected)
+        }
+        "drift_ended" => event.drift.clone(),
         "custom_message" => {
             let data = match (&event.data, &event.data_base64) {
                 (Some(text), _) => text.clone(),

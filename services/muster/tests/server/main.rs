@@ -4,7 +4,9 @@
 mod bad_input;
 mod commands;
 mod demo;
+mod drift;
 mod duplicates;
+mod events;
 mod fleet;
 mod interop;
 mod large;

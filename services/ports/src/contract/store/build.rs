@@ -6,6 +6,7 @@ use muster_domain::agent::{
     Agent, AgentState, ConfigChange, EndReason, FailedConfig, Offered, Session, Transport,
 };
 use muster_domain::capabilities::AgentCapabilities;
+use muster_domain::drift::{Baseline, Drift, DriftKind, Settling};
 use muster_domain::ids::{
     AgentKey, Cell, Claim, ConfigHash, Digest, GatewayId, Incarnation, InstanceUid, IntentRevision,
     MessageId, Partition, SessionId, Tenant, Timestamp,
@@ -121,6 +122,21 @@ fn rich_state() -> AgentState {
         error_message: TEXT.to_owned(),
     };
     AgentState {
+        drift: Some(Drift {
+            kind: DriftKind::EffectiveConfig,
+            since: NOW,
+            expected: TEXT.to_owned(),
+            found: None,
+            again: Some((session(2, 3).id, NOW)),
+        }),
+        effective_is_blank: true,
+        baseline: Some(Baseline {
+            hash: hash(4, 32),
+            effective: Some(Digest([8; 32])),
+            seen: NOW,
+            left: u32::MAX,
+        }),
+        settling: Some(Settling { hash: hash(5, 1), until: Timestamp(u64::MAX) }),
         first_seen: NOW,
         last_report: Timestamp(u64::MAX),
         sequence_num: u64::MAX,
