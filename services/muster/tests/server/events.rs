@@ -34,9 +34,8 @@ impl Events {
                     return event;
                 }
             }
-            let chunk = timeout_at(end, self.stream.chunk()).await;
-            let Ok(chunk) = chunk else { panic!("no event within {SOON:?}") };
-            self.text += std::str::from_utf8(&chunk.unwrap().unwrap()).unwrap();
+            let chunk = timeout_at(end, self.stream.chunk()).await.unwrap().unwrap().unwrap();
+            self.text += std::str::from_utf8(&chunk).unwrap();
         }
     }
 }
