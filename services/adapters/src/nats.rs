@@ -78,6 +78,8 @@ pub struct NatsOptions {
     pub credentials: Option<PathBuf>,
     /// Certificates of authorities, in PEM, for servers with TLS.
     pub root_certificates: Option<PathBuf>,
+    /// The certificate that is shown to servers with TLS and its key, in PEM. Read anew at each connecting.
+    pub client_certificate: Option<(PathBuf, PathBuf)>,
     /// How much may wait for one listener on the bus.
     pub listener: ListenerLimits,
 }
@@ -110,6 +112,7 @@ impl NatsOptions {
             token: None,
             credentials: None,
             root_certificates: None,
+            client_certificate: None,
             listener: ListenerLimits { messages: 4096, bytes: 64 * 1024 * 1024 },
         }
     }
@@ -157,6 +160,9 @@ impl NatsOptions {
         if let Some(path) = &self.root_certificates {
             options = options.add_root_certificates(path.clone());
         }
+        if let Some((cert, key)) = &self.client_certificate {
+            options = options.add_client_certificate(cert.clone(), key.clone());
+        }
         if let Some(path) = &self.credentials {
             options = options.credentials_file(path).await.map_err(|error| {
                 NatsError::Settings(format!(
@@ -186,6 +192,7 @@ impl fmt::Debug for NatsOptions {
             .field("token", &self.token.as_ref().map(|_| "***"))
             .field("credentials", &self.credentials)
             .field("root_certificates", &self.root_certificates)
+            .field("client_certificate", &self.client_certificate)
             .field("listener", &self.listener)
             .finish()
     }

@@ -13,6 +13,7 @@ mod record;
 mod scripts;
 
 use std::fmt::{self, Debug, Formatter};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -38,6 +39,8 @@ pub struct RedisOptions {
     /// first that answers and takes writes is used, so a primary and its replicas may be named. Never
     /// several that do not replicate each other.
     pub urls: Vec<String>,
+    /// The TLS of addresses that begin with `rediss://`.
+    pub tls: RedisTls,
     /// How long connecting may take, and how long a call waits for it.
     pub connect_timeout: Duration,
     /// How long one round trip may take.
@@ -47,11 +50,21 @@ pub struct RedisOptions {
     pub record_ttl: Duration,
 }
 
+/// Files of the TLS to Redis, PEM. They are read anew at each connecting.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RedisTls {
+    /// The authorities that the server's certificate may come from; those of the system if there are none.
+    pub ca_file: Option<PathBuf>,
+    /// The certificate that is shown, and its key.
+    pub client_certificate: Option<(PathBuf, PathBuf)>,
+}
+
 impl RedisOptions {
     /// Timeouts of a second, and a day for an agent.
     pub fn new<U: Into<String>>(urls: impl IntoIterator<Item = U>) -> Self {
         Self {
             urls: urls.into_iter().map(Into::into).collect(),
+            tls: RedisTls::default(),
             connect_timeout: Duration::from_secs(1),
             response_timeout: Duration::from_secs(1),
             record_ttl: Duration::from_secs(24 * 60 * 60),
@@ -63,6 +76,7 @@ impl Debug for RedisOptions {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisOptions")
             .field("urls", &self.urls.iter().map(|url| masked::url(url)).collect::<Vec<_>>())
+            .field("tls", &self.tls)
             .field("connect_timeout", &self.connect_timeout)
             .field("response_timeout", &self.response_timeout)
             .field("record_ttl", &self.record_ttl)

@@ -11,6 +11,7 @@ mod configs;
 mod events;
 mod guard;
 mod labels;
+mod listener;
 mod problem;
 mod retry;
 mod system;
@@ -29,8 +30,8 @@ use muster_ports::Clock;
 use muster_ports::bus::{Bus, Subject};
 use muster_ports::ownership::Ownership;
 use muster_ports::store::{CommandStore, ComponentStore, FleetStore, IntentStore};
+use muster_tls::Listener;
 use prometheus::Registry;
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -195,10 +196,11 @@ pub fn metrics_router(registry: Registry) -> Router {
 pub async fn serve(
     name: &'static str,
     router: Router,
-    listener: TcpListener,
+    listener: impl Into<Listener>,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
-    info!(address = %listener.local_addr()?, "{name} is serving");
+    let listener = listener::Accepting(listener.into());
+    info!(address = %listener.0.local_addr()?, "{name} is serving");
     let router = router.layer(Extension(events::Stopping(stop.clone())));
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
     axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await

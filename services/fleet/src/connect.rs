@@ -2,8 +2,10 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
+use muster_tls::{ClientConfig, Stream};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -15,7 +17,7 @@ use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 use crate::options::FleetError;
 
 /// An agent's connection.
-pub(crate) type Socket = WebSocketStream<TcpStream>;
+pub(crate) type Socket = WebSocketStream<Stream>;
 
 /// OpAMP's bound for one message.
 const LARGEST_MESSAGE: usize = 64 << 20;
@@ -26,27 +28,31 @@ pub(crate) struct Target {
     uri: Uri,
     host: String,
     port: u16,
+    is_secure: bool,
 }
 
 impl Target {
     pub(crate) fn parse(url: &str) -> Result<Self, FleetError> {
         let wrong = |reason: &str| FleetError::Url { url: url.to_owned(), reason: reason.to_owned() };
         let uri: Uri = url.parse().map_err(|_| wrong("not a URL"))?;
-        if uri.scheme_str() != Some("ws") {
-            return Err(wrong("must begin with ws://"));
-        }
+        let is_secure = match uri.scheme_str() {
+            Some("ws") => false,
+            Some("wss") => true,
+            _ => return Err(wrong("must begin with ws:// or wss://")),
+        };
         let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(|| wrong("has no host"))?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let port = uri.port_u16().unwrap_or(80);
-        Ok(Self { uri, host, port })
+        let port = uri.port_u16().unwrap_or(if is_secure { 443 } else { 80 });
+        Ok(Self { uri, host, port, is_secure })
     }
 
     /// Where an answer that redirects points to; a path alone stays at this host.
     fn redirected(&self, location: &str) -> Option<Self> {
         if location.starts_with('/') {
-            return Self::parse(&format!("ws://{}{location}", self.uri.authority()?)).ok();
+            return Self::parse(&format!("{}://{}{location}", self.uri.scheme_str()?, self.uri.authority()?))
+                .ok();
         }
-        Self::parse(&location.replacen("http://", "ws://", 1)).ok()
+        Self::parse(&location.replacen("http", "ws", 1)).ok()
     }
 }
 
@@ -86,9 +92,14 @@ pub(crate) async fn connect(
     headers: &HeaderMap,
     source: Option<IpAddr>,
     limit: Duration,
+    tls: Option<&Arc<ClientConfig>>,
 ) -> Result<Socket, ConnectError> {
     let attempt = async {
         let stream = dial(target, source).await?;
+        let stream = match tls.filter(|_| target.is_secure) {
+            Some(tls) => muster_tls::connect(Arc::clone(tls), &target.host, stream).await?,
+            None => Stream::Plain(stream),
+        };
         upgrade(target, headers, stream).await
     };
     tokio::time::timeout(limit, attempt).await.unwrap_or(Err(ConnectError::Slow(limit)))
@@ -125,7 +136,7 @@ async fn dial_one(address: SocketAddr, source: Option<IpAddr>) -> io::Result<Tcp
     Ok(stream)
 }
 
-async fn upgrade(target: &Target, headers: &HeaderMap, stream: TcpStream) -> Result<Socket, ConnectError> {
+async fn upgrade(target: &Target, headers: &HeaderMap, stream: Stream) -> Result<Socket, ConnectError> {
     let handshake = |error: tungstenite::Error| ConnectError::Handshake(error.to_string());
     let mut request = target.uri.clone().into_client_request().map_err(handshake)?;
     request.headers_mut().extend(headers.clone());
@@ -173,7 +184,9 @@ mod tests {
         assert_eq!((plain.host.as_str(), plain.port), ("localhost", 80));
         let six = Target::parse("ws://[::1]:4320/v1/opamp").unwrap();
         assert_eq!((six.host.as_str(), six.port), ("::1", 4320));
-        for url in ["", "localhost:4320", "http://localhost", "wss://localhost/v1/opamp", "ws:///v1"] {
+        let secure = Target::parse("wss://localhost/v1/opamp").unwrap();
+        assert_eq!((secure.port, secure.is_secure), (443, true));
+        for url in ["", "localhost:4320", "http://localhost", "ws:///v1"] {
             assert!(Target::parse(url).is_err(), "{url}");
         }
     }

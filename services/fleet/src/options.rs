@@ -6,13 +6,15 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
+use muster_tls::ClientConfig;
+
 use crate::config::ConfigFiles;
 use crate::kind::{Kind, Mix};
 
 /// What a fleet is told when it starts.
 #[derive(Clone, Debug)]
 pub struct FleetOptions {
-    /// The server's address, `ws://HOST:PORT/PATH`.
+    /// The server's address, `ws://HOST:PORT/PATH`, or `wss://` with [`tls`](Self::tls).
     pub url: String,
     /// How many agents.
     pub count: usize,
@@ -36,6 +38,8 @@ pub struct FleetOptions {
     pub connect_rate: f64,
     /// Local addresses to connect from, in turn; the system's choice if empty.
     pub sources: Vec<IpAddr>,
+    /// Whom agents trust and what they show, for an address that begins with `wss://`.
+    pub tls: Option<Arc<ClientConfig>>,
     /// Headers of the WebSocket's HTTP request beside the usual ones.
     pub headers: Vec<(String, String)>,
     /// Bounds an attempt to connect, with the WebSocket handshake.
@@ -64,6 +68,7 @@ impl FleetOptions {
             observer: Observer::nobody(),
             connect_rate: 750.0,
             sources: Vec::new(),
+            tls: None,
             headers: Vec::new(),
             connect_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(10),
@@ -75,6 +80,7 @@ impl FleetOptions {
     pub(crate) fn check(&self) -> Result<(), FleetError> {
         let connect_rate = self.connect_rate.is_finite() && self.connect_rate > 0.0;
         let checks = [
+            (self.tls.is_some() || !self.url.starts_with("wss:"), "tls: missing for an address with wss://"),
             (self.mix.is_valid(), "mix: weights are numbers from 0, one of them above 0"),
             (self.apply_delay.start() <= self.apply_delay.end(), "apply_delay: the range is empty"),
             (connect_rate, "connect_rate: must be a number above 0"),

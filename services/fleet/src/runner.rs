@@ -121,7 +121,13 @@ impl Runner {
             }
             let target = elsewhere.as_ref().unwrap_or(&context.target);
             // Boxed: an idle agent shall not keep room for the handshake.
-            let attempt = Box::pin(connect(target, &context.headers, source, options.connect_timeout));
+            let attempt = Box::pin(connect(
+                target,
+                &context.headers,
+                source,
+                options.connect_timeout,
+                options.tls.as_ref(),
+            ));
             let attempt = tokio::select! {
                 () = context.cancel.cancelled() => return,
                 attempt = attempt => attempt,

@@ -1,4 +1,4 @@
-//! Accepts TCP connections and speaks HTTP on them, with a deadline for whatever a client may put off.
+//! Accepts connections and speaks HTTP on them, with a deadline for whatever a client may put off.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use muster_tls::{Listener, Stream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -35,7 +35,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Serves `router` until `stop`, then answers what was asked and returns.
 pub(crate) async fn serve(
     shared: &Arc<Shared>,
-    listener: TcpListener,
+    mut listener: Listener,
     router: Router,
     stop: CancellationToken,
 ) {
@@ -85,14 +85,10 @@ pub(crate) async fn serve(
 async fn one(
     builder: auto::Builder<TokioExecutor>,
     service: TowerToHyperService<Router>,
-    (stream, peer): (TcpStream, SocketAddr),
+    (stream, peer): (Stream, SocketAddr),
     stop: CancellationToken,
     _place: OwnedSemaphorePermit,
 ) {
-    if let Err(error) = stream.set_nodelay(true) {
-        debug!(%error, remote_addr = %peer, "a client went away");
-        return;
-    }
     let asked = Arc::new(AtomicBool::new(false));
     let has_asked = Arc::clone(&asked);
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {

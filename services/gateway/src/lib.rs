@@ -42,8 +42,8 @@ use muster_ports::kv::KeyValue;
 use muster_ports::log::Log;
 use muster_ports::ownership::Ownership;
 use muster_ports::{Clock, EngineError, Random, Spawner};
+use muster_tls::Listener;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -306,9 +306,10 @@ pub async fn run(
     settings: Settings,
     engines: Engines,
     metrics: Metrics,
-    listener: TcpListener,
+    listener: impl Into<Listener>,
     stop: CancellationToken,
 ) -> Result<(), EngineError> {
+    let listener = listener.into();
     let gateway = Gateway::start(settings, engines, metrics).await?;
     let shared = &gateway.shared;
     info!(

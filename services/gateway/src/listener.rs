@@ -16,7 +16,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::upgrade::downcast;
 use muster_domain::ids::{AgentKey, Tenant};
-use tokio::net::{TcpListener, TcpStream};
+use muster_tls::{Listener, Stream};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
@@ -32,7 +32,7 @@ const PATH: &str = "/v1/opamp";
 const INSTANCE_UID: &str = "opamp-instance-uid";
 
 /// Serves the endpoint until `stop`.
-pub(crate) async fn serve(shared: &Arc<Shared>, listener: TcpListener, stop: CancellationToken) {
+pub(crate) async fn serve(shared: &Arc<Shared>, listener: Listener, stop: CancellationToken) {
     let router = Router::new().route(PATH, get(upgrade).post(plain_http)).with_state(Arc::clone(shared));
     accept::serve(shared, listener, router, stop).await;
 }
@@ -113,7 +113,7 @@ fn handshake(headers: &HeaderMap) -> Result<HeaderValue, Box<Response>> {
 }
 
 /// The bare stream of an upgraded connection: nothing of HTTP stays behind.
-async fn take_over(upgrade: OnUpgrade, max_message: usize) -> Option<Socket<TcpStream>> {
+async fn take_over(upgrade: OnUpgrade, max_message: usize) -> Option<Socket<Stream>> {
     let upgraded = match upgrade.await {
         Ok(upgraded) => upgraded,
         Err(error) => {
@@ -121,17 +121,10 @@ async fn take_over(upgrade: OnUpgrade, max_message: usize) -> Option<Socket<TcpS
             return None;
         }
     };
-    match downcast::<TokioIo<TcpStream>>(upgraded) {
-        Ok(parts) => {
-            let stream = parts.io.into_inner();
-            if let Err(error) = stream.set_nodelay(true) {
-                debug!(%error, "a client went away during the upgrade");
-                return None;
-            }
-            Some(Socket::new(stream, &parts.read_buf, max_message))
-        }
+    match downcast::<TokioIo<Stream>>(upgraded) {
+        Ok(parts) => Some(Socket::new(parts.io.into_inner(), &parts.read_buf, max_message)),
         Err(_) => {
-            error!("a connection is given up: the listener serves other streams than TCP");
+            error!("a connection is given up: the listener serves streams of another kind");
             None
         }
     }

@@ -115,11 +115,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         head.extend_from_slice(first);
         if second.len() <= READ {
             head.extend_from_slice(second);
-            return self.stream.write_all(&head).await;
+            self.stream.write_all(&head).await?;
+        } else {
+            // What many agents share is not copied for each.
+            self.stream.write_all(&head).await?;
+            self.stream.write_all(second).await?;
         }
-        // What many agents share is not copied for each.
-        self.stream.write_all(&head).await?;
-        self.stream.write_all(second).await
+        // A stream of TLS may hold back what it has taken.
+        self.stream.flush().await
     }
 
     /// Sends a ping.
@@ -149,7 +152,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     async fn control(&mut self, kind: Control, payload: &[u8]) -> io::Result<()> {
         let mut frame = header(OpCode::Control(kind), payload.len())?;
         frame.extend_from_slice(payload);
-        self.stream.write_all(&frame).await
+        self.stream.write_all(&frame).await?;
+        self.stream.flush().await
     }
 }
 

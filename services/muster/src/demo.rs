@@ -27,6 +27,9 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
 pub async fn run(config: &Config, data_dir: &Path, agents: usize) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("signals cannot be received")?;
     let mut terminate = signal(SignalKind::terminate()).context("signals cannot be received")?;
+    if config.server.tls.enabled {
+        bail!("the demo does not serve TLS: remove server.tls.enabled, or use `muster serve`");
+    }
     let mut server = Server::start(config, data_dir, &Process::embedded()).await?;
     let api = format!("http://{}", server.http);
     apply(&api).await?;

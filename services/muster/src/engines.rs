@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 use muster_adapters::nats::{Nats, NatsOptions};
 use muster_adapters::postgres::{PostgresOptions, PostgresStore};
-use muster_adapters::redis::{RedisOptions, RedisOwnership};
+use muster_adapters::redis::{RedisOptions, RedisOwnership, RedisTls};
 use muster_adapters::sqlite::SqliteStore;
 use muster_adapters_memory::{
     MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryOwnership, log::Limits,
@@ -119,7 +119,10 @@ pub async fn open(
         OwnershipType::Memory => Arc::new(MemoryOwnership::default()),
         OwnershipType::Redis => {
             let url = required(config.ownership.url.as_ref(), "ownership.url", "redis://redis:6379")?;
-            let redis = Arc::new(RedisOwnership::connect(RedisOptions::new(url.split(',')))?);
+            let mut options = RedisOptions::new(url.split(','));
+            let tls = &config.ownership.tls;
+            options.tls = RedisTls { ca_file: tls.ca_file(), client_certificate: tls.client_certificate() };
+            let redis = Arc::new(RedisOwnership::connect(options)?);
             wait_for("Redis", async || redis.ping().await).await?;
             let asked = Arc::clone(&redis);
             readiness = readiness.with("Redis", move || {
@@ -157,6 +160,8 @@ pub async fn open(
                 cluster,
                 deadline: START_DEADLINE,
                 name: name.to_owned(),
+                root_certificates: config.bus.tls.ca_file(),
+                client_certificate: config.bus.tls.client_certificate(),
                 ..NatsOptions::new(url, cell)
             };
             let nats = Nats::connect(options).await.context("NATS (bus.url)")?;

@@ -7,3 +7,4 @@ pub mod engines;
 pub mod program;
 pub mod serve;
 pub mod telemetry;
+mod tls;

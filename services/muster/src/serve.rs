@@ -23,6 +23,7 @@ use tracing::{error, info, warn};
 
 use crate::config::{Budgets, Config};
 use crate::engines::{self, Role};
+use crate::tls::Listeners;
 
 /// Tenant of agents and requests without a credential.
 const TENANT: &str = "default";
@@ -147,6 +148,10 @@ impl Server {
         let metrics = bind("telemetry.metrics.endpoint", config.telemetry.metrics.endpoint).await?;
         let agents_at = agents.as_ref().map(TcpListener::local_addr).transpose()?;
         let (http_at, metrics_at) = (http.local_addr()?, metrics.local_addr()?);
+        let registry = Registry::new();
+        let tls = Listeners::load(config, &registry).await?;
+        let agents = agents.map(|listener| tls.agents(listener)).transpose()?;
+        let (http, metrics) = (tls.people(http)?, tls.metrics(metrics)?);
         let engines = engines::open(config, data_dir, &process.name, &process.roles).await?;
         if config.server.allow_insecure {
             warn!("server.allow_insecure is set: whoever reaches the listeners may do everything");
@@ -156,7 +161,6 @@ impl Server {
             );
         }
 
-        let registry = Registry::new();
         let clock = system_clock();
         let mut running = Vec::new();
         if let Some(listener) = agents {
@@ -233,6 +237,13 @@ impl Server {
         running.push(Running::spawn("metrics", STOP_DEADLINE, async |stop| {
             Ok(muster_api::serve("metrics", muster_api::metrics_router(registry), metrics, stop).await?)
         }));
+        if let Some(tls) = tls.tls {
+            running.push(Running::spawn("tls", STOP_DEADLINE, async |stop| {
+                // A role that ends before it is told to has failed.
+                tls.keep(stop).await;
+                Ok(())
+            }));
+        }
         Ok(Self { agents: agents_at, http: http_at, metrics: metrics_at, readiness, running })
     }
 

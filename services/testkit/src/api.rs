@@ -49,6 +49,15 @@ impl Api {
         Self { base: base.into(), client: client.expect("an HTTP client") }
     }
 
+    /// A client for the server at `base`, such as `https://127.0.0.1:4321`, whose certificate is of this
+    /// authority (PEM).
+    pub fn with_authority(base: impl Into<String>, ca: &[u8]) -> Self {
+        let certificates = reqwest::Certificate::from_pem_bundle(ca).expect("certificates in PEM");
+        let builder = Client::builder().no_proxy().timeout(Duration::from_secs(30));
+        let client = builder.tls_certs_only(certificates).build();
+        Self { base: base.into(), client: client.expect("an HTTP client") }
+    }
+
     /// The server's address.
     pub fn base(&self) -> &str {
         &self.base

@@ -46,6 +46,12 @@ impl ClientAgentBuilder {
         self.arg(format!("--attr={key}={value}"))
     }
 
+    /// Trusts the authorities of this file, PEM, in place of the system's. Of Go's clients.
+    pub fn ca_file(mut self, file: PathBuf) -> Self {
+        self.environment.push(("SSL_CERT_FILE", file));
+        self
+    }
+
     /// A header of its HTTP requests.
     pub fn header(self, name: &str, value: &str) -> Self {
         self.arg(format!("--header={name}={value}"))

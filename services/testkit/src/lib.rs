@@ -22,6 +22,7 @@
 #![expect(clippy::expect_used, clippy::panic, reason = "a library for tests, which end with its panics")]
 
 mod api;
+mod certificates;
 mod cli;
 mod client_agent;
 pub mod engines;
@@ -39,6 +40,7 @@ mod signal;
 mod skip;
 
 pub use api::{Api, ApiError};
+pub use certificates::Certificates;
 pub use cli::CliOutput;
 pub use client_agent::{ClientAgent, ClientAgentBuilder};
 pub use eventually::{eventually, try_eventually};

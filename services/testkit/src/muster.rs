@@ -10,6 +10,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use crate::api::Api;
+use crate::certificates::Certificates;
 use crate::cli::{self, CliOutput};
 use crate::eventually::try_eventually;
 use crate::output::Output;
@@ -28,6 +29,8 @@ pub struct MusterBuilder {
     data_dir: Option<PathBuf>,
     config: Option<String>,
     environment: Vec<(String, String)>,
+    /// The listeners speak TLS, and this is the authority of their certificate.
+    ca_file: Option<PathBuf>,
     arguments: Vec<OsString>,
     ready_within: Duration,
     stopped_within: Duration,
@@ -82,6 +85,25 @@ impl MusterBuilder {
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.environment.push((name.into(), value.into()));
         self
+    }
+
+    /// Serves with TLS by these certificates.
+    pub fn tls(mut self, certificates: &Certificates) -> Self {
+        self.ca_file = Some(certificates.path("ca.crt"));
+        let file = |name| certificates.path(name).display().to_string();
+        self.env("MUSTER_SERVER__TLS__ENABLED", "true")
+            .env("MUSTER_SERVER__TLS__CERT_FILE", file("server.crt"))
+            .env("MUSTER_SERVER__TLS__KEY_FILE", file("server.key"))
+    }
+
+    fn api(&self, port: u16) -> Api {
+        match &self.ca_file {
+            None => Api::new(format!("http://127.0.0.1:{port}")),
+            Some(file) => {
+                let ca = std::fs::read(file).expect("the authority's file");
+                Api::with_authority(format!("https://127.0.0.1:{port}"), &ca)
+            }
+        }
     }
 
     /// Adds an argument after `serve --data-dir DIR`.
@@ -139,7 +161,7 @@ impl MusterBuilder {
         loop {
             let ports = Ports::free();
             let mut muster = Muster {
-                api: Api::new(format!("http://127.0.0.1:{}", ports.http)),
+                api: self.api(ports.http),
                 ports,
                 data_dir: data_dir.clone(),
                 config: config.clone(),
@@ -232,6 +254,7 @@ impl Muster {
             data_dir: None,
             config: None,
             environment: Vec::new(),
+            ca_file: None,
             arguments: Vec::new(),
             ready_within: Duration::from_secs(20),
             stopped_within: Duration::from_secs(30),
@@ -240,12 +263,14 @@ impl Muster {
 
     /// Where agents connect over WebSocket.
     pub fn opamp_url(&self) -> String {
-        format!("ws://127.0.0.1:{}/v1/opamp", self.ports.opamp)
+        let scheme = if self.builder.ca_file.is_some() { "wss" } else { "ws" };
+        format!("{scheme}://127.0.0.1:{}/v1/opamp", self.ports.opamp)
     }
 
     /// Where agents poll over HTTP.
     pub fn opamp_http_url(&self) -> String {
-        format!("http://127.0.0.1:{}/v1/opamp", self.ports.opamp)
+        let scheme = if self.builder.ca_file.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}/v1/opamp", self.ports.opamp)
     }
 
     /// Where the API is, without a path.
@@ -314,6 +339,9 @@ impl Muster {
     fn cli_command(&self, arguments: &[&str]) -> Command {
         let mut command = self.builder.base_command();
         command.args(arguments).arg("--server").arg(self.http_url());
+        if let Some(file) = &self.builder.ca_file {
+            command.arg("--ca-file").arg(file);
+        }
         command
     }
 

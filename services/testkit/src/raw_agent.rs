@@ -1,11 +1,13 @@
 //! An agent that does nothing by itself.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use muster_fleet::wire;
 use muster_proto::opamp::{AgentToServer, ServerToAgent};
+use muster_tls::{ClientConfig, Stream};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -24,7 +26,7 @@ const LARGEST_MESSAGE: usize = 256 << 20;
 /// while it is read from. Dropped, it vanishes without a Close.
 #[derive(Debug)]
 pub struct RawAgent {
-    socket: WebSocketStream<TcpStream>,
+    socket: WebSocketStream<Stream>,
 }
 
 /// An answer to the upgrade other than yes.
@@ -56,6 +58,15 @@ impl RawAgent {
 
     /// Connects with further headers. Panics only if there is no HTTP answer at all.
     pub async fn try_connect(url: &str, headers: &[(&str, &str)]) -> Result<Self, Refusal> {
+        Self::try_connect_tls(url, headers, None).await
+    }
+
+    /// As [`try_connect`](Self::try_connect), to `wss://HOST:PORT/PATH` with this TLS.
+    pub async fn try_connect_tls(
+        url: &str,
+        headers: &[(&str, &str)],
+        tls: Option<Arc<ClientConfig>>,
+    ) -> Result<Self, Refusal> {
         let uri: Uri = url.parse().unwrap_or_else(|error| panic!("{url}: {error}"));
         let mut request = uri.clone().into_client_request().unwrap_or_else(|error| panic!("{url}: {error}"));
         for (name, value) in headers {
@@ -69,6 +80,10 @@ impl RawAgent {
             let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
             let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(80))).await.map_err(Error::Io)?;
             stream.set_nodelay(true).map_err(Error::Io)?;
+            let stream = match tls {
+                Some(tls) => muster_tls::connect(tls, host, stream).await.map_err(Error::Io)?,
+                None => Stream::Plain(stream),
+            };
             client_async_with_config(request, stream, Some(config)).await
         };
         match timeout(DEADLINE, attempt).await {

@@ -5,6 +5,7 @@
 //! handshake (still loading, wrong password) is asked again, and a silent connection is replaced.
 
 use std::fmt::{self, Debug, Formatter};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -12,14 +13,14 @@ use muster_ports::EngineError;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo as _, Pipeline,
-    RedisError, RedisResult, ServerErrorKind, Value,
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind,
+    IntoConnectionInfo as _, Pipeline, RedisError, RedisResult, ServerErrorKind, TlsCertificates, Value,
 };
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::record::Answer;
-use super::{ENGINE, InvalidRedisUrl, RedisOptions, masked};
+use super::{ENGINE, InvalidRedisUrl, RedisOptions, RedisTls, masked};
 
 /// Wait after the first attempt to connect that failed; doubled with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -41,6 +42,7 @@ pub(super) struct Link(Arc<Shared>);
 
 struct Shared {
     addresses: Vec<ConnectionInfo>,
+    tls: RedisTls,
     config: AsyncConnectionConfig,
     connect_timeout: Duration,
     /// Sent after connecting, and when a script is missing.
@@ -102,6 +104,7 @@ impl Link {
             .set_pipeline_buffer_size(BUFFER);
         Ok(Self(Arc::new(Shared {
             addresses,
+            tls: options.tls.clone(),
             config,
             connect_timeout: options.connect_timeout,
             loading,
@@ -207,7 +210,12 @@ impl Shared {
 
     /// Connects to one address; the scripts are loaded then.
     async fn open(&self, info: &ConnectionInfo) -> RedisResult<MultiplexedConnection> {
-        let client = Client::open(info.clone())?;
+        let client = match info.addr() {
+            ConnectionAddr::TcpTls { .. } => {
+                Client::build_with_tls(info.clone(), self.certificates().await?)?
+            }
+            _ => Client::open(info.clone())?,
+        };
         let mut connection = client.get_multiplexed_async_connection_with_config(&self.config).await?;
         // A replica refuses commands that write, also those without an effect.
         let mut probe = redis::cmd("DEL");
@@ -222,6 +230,27 @@ impl Shared {
             }
         }
         Ok(connection)
+    }
+
+    /// What the files of TLS hold now.
+    async fn certificates(&self) -> RedisResult<TlsCertificates> {
+        let read = async |path: &PathBuf| {
+            tokio::fs::read(path).await.map_err(|error| {
+                let what = format!("{}: {error}", path.display());
+                RedisError::from((ErrorKind::InvalidClientConfig, "a file of TLS cannot be read", what))
+            })
+        };
+        let root_cert = match &self.tls.ca_file {
+            Some(path) => Some(read(path).await?),
+            None => None,
+        };
+        let client_tls = match &self.tls.client_certificate {
+            Some((cert, key)) => {
+                Some(ClientTlsConfig { client_cert: read(cert).await?, client_key: read(key).await? })
+            }
+            None => None,
+        };
+        Ok(TlsCertificates { client_tls, root_cert })
     }
 
     /// This connection is of no use any more: connects anew, beginning with this address.

@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
-use reqwest::{Method, Response, StatusCode, Url, redirect};
+use reqwest::{Certificate, ClientBuilder, Identity, Method, Response, StatusCode, Url, redirect};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -151,6 +152,32 @@ pub(super) enum Body {
     Json(Value),
 }
 
+/// The requests' TLS: whom the options trust, and the certificate that they show.
+fn secured(mut builder: ClientBuilder, options: &GlobalOptions) -> Result<ClientBuilder, CliError> {
+    let read = |name: &str, path: &Path| {
+        let file = path.display();
+        std::fs::read(path)
+            .map_err(|error| CliError::Usage(format!("{name}: {file} cannot be read: {error}")))
+    };
+    if let Some(path) = &options.ca_file {
+        let wrong = || CliError::Usage(format!("--ca-file: {} has no certificate in PEM", path.display()));
+        let authorities = Certificate::from_pem_bundle(&read("--ca-file", path)?).map_err(|_| wrong())?;
+        if authorities.is_empty() {
+            return Err(wrong());
+        }
+        builder = builder.tls_certs_only(authorities);
+    }
+    if let (Some(cert), Some(key)) = (&options.cert_file, &options.key_file) {
+        let pem = [read("--cert-file", cert)?, read("--key-file", key)?].concat();
+        let identity = Identity::from_pem(&pem).map_err(|_| {
+            let files = format!("{} and {}", cert.display(), key.display());
+            CliError::Usage(format!("--cert-file, --key-file: {files} are no certificate and key in PEM"))
+        })?;
+        builder = builder.identity(identity);
+    }
+    Ok(builder)
+}
+
 /// A connection to one server.
 pub(super) struct Client {
     http: reqwest::Client,
@@ -192,7 +219,7 @@ impl Client {
             .redirect(redirect::Policy::none());
         // A proxy for the outer world does not reach this machine's own addresses.
         let builder = if is_loopback(&base) { builder.no_proxy() } else { builder };
-        let http = builder
+        let http = secured(builder, options)?
             .build()
             .map_err(|error| CliError::Usage(format!("cannot set up requests: {}", innermost(&error))))?;
         let server = server.as_str().trim_end_matches('/').to_owned();

@@ -11,6 +11,7 @@ mod sources;
 mod watch;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -57,6 +58,16 @@ pub struct GlobalOptions {
     /// Longest time to wait for an answer, such as 30s.
     #[arg(long, global = true, default_value = "10s", value_name = "DURATION", value_parser = parse_timeout)]
     pub timeout: Duration,
+    /// File of the authorities (PEM) that the server's certificate may come from, in place of the
+    /// system's.
+    #[arg(long, global = true, env = "MUSTER_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// File of a certificate to show (PEM), with --key-file.
+    #[arg(long, global = true, env = "MUSTER_CERT_FILE", value_name = "FILE", requires = "key_file")]
+    pub cert_file: Option<PathBuf>,
+    /// File of the certificate's private key (PEM).
+    #[arg(long, global = true, env = "MUSTER_KEY_FILE", value_name = "FILE", requires = "cert_file")]
+    pub key_file: Option<PathBuf>,
     /// API token. Prefer the variable: other users can see arguments.
     #[arg(
         long,

@@ -1,5 +1,6 @@
 //! The sections of the engines that Muster keeps its data in.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::kinds::{Secret, bytes, choice, duration, list, one_of, secret, text, whole};
@@ -57,6 +58,8 @@ section! {
         /// Most bytes of reports and templates that are too large for one message of NATS (1 MiB) and wait to
         /// be read; they are removed some three minutes later. NATS sets them aside as well.
         max_blob_bytes: usize = key(bytes(), 2 << 30);
+        /// TLS to NATS, for a `bus.url` that begins with `tls://`.
+        tls: EngineTls = nested(EngineTls::read);
     }
 }
 
@@ -77,6 +80,32 @@ section! {
         kind as "type": OwnershipType = key(one_of(), OwnershipType::Memory);
         /// Its address, with its credentials.
         url: Option<Secret> = optional(secret());
+        /// TLS to Redis, for an `ownership.url` that begins with `rediss://`.
+        tls: EngineTls = nested(EngineTls::read);
+    }
+}
+
+section! {
+    /// Section `bus.tls` or `ownership.tls`.
+    EngineTls {
+        /// File of the authorities of the engine's certificate, PEM; by default those of the system.
+        ca_file: Option<String> = optional(text());
+        /// File of the certificate that is shown to the engine, PEM, with `key_file`.
+        cert_file: Option<String> = optional(text());
+        /// File of the certificate's private key, PEM.
+        key_file: Option<String> = optional(text());
+    }
+}
+
+impl EngineTls {
+    /// The file of the authorities.
+    pub fn ca_file(&self) -> Option<PathBuf> {
+        self.ca_file.as_ref().map(PathBuf::from)
+    }
+
+    /// The files of the certificate and its key, where there are both.
+    pub fn client_certificate(&self) -> Option<(PathBuf, PathBuf)> {
+        self.cert_file.as_ref().map(PathBuf::from).zip(self.key_file.as_ref().map(PathBuf::from))
     }
 }
 

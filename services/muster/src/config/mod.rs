@@ -195,8 +195,24 @@ impl Config {
                 .iter()
                 .for_each(|path| refuse(path, what));
         }
-        if self.server.tls.enabled {
-            refuse("server.tls.client_ca_file", "client certificates are not checked yet: remove it");
+        for (section, tls) in [("bus.tls", &self.bus.tls), ("ownership.tls", &self.ownership.tls)] {
+            let (given, missing) = match (&tls.cert_file, &tls.key_file) {
+                (Some(_), None) => ("cert_file", "key_file"),
+                (None, Some(_)) => ("key_file", "cert_file"),
+                _ => continue,
+            };
+            refuse(&format!("{section}.{given}"), &format!("needs {section}.{missing}"));
+        }
+        if !self.server.tls.enabled {
+            let what = "needs server.tls.enabled: true";
+            if self.server.http.require_client_certificate {
+                refuse("server.http.require_client_certificate", what);
+            }
+            if self.telemetry.metrics.tls {
+                refuse("telemetry.metrics.tls", what);
+            }
+        } else if self.server.http.require_client_certificate && self.server.tls.client_ca_file.is_none() {
+            refuse("server.http.require_client_certificate", "needs server.tls.client_ca_file");
         }
     }
 }

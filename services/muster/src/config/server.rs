@@ -73,6 +73,8 @@ section! {
     Http {
         /// Where the HTTP API, `/health`, `/ready` and `/metrics` are served.
         endpoint: SocketAddr = key(endpoint(), loopback(4321));
+        /// Whether whoever uses it must show a certificate of `server.tls.client_ca_file`; health checks, too.
+        require_client_certificate: bool = key(boolean(), false);
     }
 }
 
@@ -126,15 +128,13 @@ section! {
     /// Section `server.tls`.
     Tls {
         /// Whether the listeners speak TLS.
-        enabled: bool = key(boolean(), false).refuse("`true`", |enabled| {
-            enabled.then(|| "TLS does not work yet: remove it, or set it to false and run on loopback".to_owned())
-        });
+        enabled: bool = key(boolean(), false);
         /// File of the server's certificate and its chain, PEM.
-        cert_file: Option<String> = optional(text()).without_effect();
+        cert_file: Option<String> = optional(text());
         /// File of the certificate's private key, PEM.
-        key_file: Option<String> = optional(text()).without_effect();
-        /// File of the authorities whose client certificates are accepted (mTLS), PEM.
-        client_ca_file: Option<String> = optional(text()).without_effect().refuse("with TLS enabled", |_| None);
+        key_file: Option<String> = optional(text());
+        /// File of the authorities of agents' certificates, PEM. With it, agents must show one (mTLS).
+        client_ca_file: Option<String> = optional(text());
     }
 }
 
@@ -195,6 +195,8 @@ section! {
     Metrics {
         /// Where Prometheus finds the metrics, at `/metrics`.
         endpoint: SocketAddr = key(endpoint(), loopback(8888));
+        /// Whether they are served with the TLS of `server.tls`.
+        tls: bool = key(boolean(), false);
     }
 }
 

@@ -355,7 +355,7 @@ fn an_empty_variable_does_not_switch_off_what_the_file_protects() {
         assert!(with_variables(file, &[(name, " ")]).is_err(), "{name}");
     }
     assert!(with_variables(file, &[("MUSTER_SERVER", "{tls: }")]).is_err());
-    assert_eq!(refusals(&with_variables(file, &[("MUSTER_SERVER__TLS", "{}")]).unwrap()).len(), 3);
+    assert_eq!(refusals(&with_variables(file, &[("MUSTER_SERVER__TLS", "{}")]).unwrap()).len(), 2);
 }
 
 #[test]
@@ -411,7 +411,7 @@ secrets:
 
 #[test]
 fn what_protects_and_does_not_work_is_refused() {
-    let cases: [(&str, &[&str]); 11] = [
+    let cases: [(&str, &[&str]); 13] = [
         ("auth: {type: none}", &[]),
         ("auth: {type: [none]}", &[]),
         ("server: {tls: {enabled: false, cert_file: a}}", &[]),
@@ -435,10 +435,14 @@ fn what_protects_and_does_not_work_is_refused() {
             &["line 1, column 8: auth.jwt: has no effect while auth.type is not set: \
                 remove it, or set auth.type: none"],
         ),
+        ("server: {tls: {enabled: true, client_ca_file: c}, http: {require_client_certificate: true}}", &[]),
         (
-            "server: {tls: {enabled: true}}",
-            &["line 1, column 25: server.tls.enabled: TLS does not work yet: \
-                remove it, or set it to false and run on loopback"],
+            "server: {tls: {enabled: true}, http: {require_client_certificate: true}}",
+            &["line 1, column 67: server.http.require_client_certificate: needs server.tls.client_ca_file"],
+        ),
+        (
+            "telemetry: {metrics: {tls: true}}",
+            &["line 1, column 28: telemetry.metrics.tls: needs server.tls.enabled: true"],
         ),
         (
             "server: {tls: {cert_file: a}}",
@@ -502,10 +506,6 @@ fn the_guide_s_configuration_loads_and_is_refused_for_what_does_not_work() {
     assert_eq!(
         refusals(&config),
         [
-            "config.yaml: line 14, column 14: server.tls.enabled: \
-                TLS does not work yet: remove it, or set it to false and run on loopback",
-            "config.yaml: line 17, column 21: server.tls.client_ca_file: \
-                client certificates are not checked yet: remove it",
             "config.yaml: line 40, column 9: auth.type: \
                 \"jwt\" does not work yet: remove it, or run on loopback without authentication",
             &format!(
@@ -519,9 +519,6 @@ fn the_guide_s_configuration_loads_and_is_refused_for_what_does_not_work() {
     assert_eq!(
         config.warnings,
         [
-            "config.yaml: line 15, column 5: server.tls.cert_file: has no effect yet",
-            "config.yaml: line 16, column 5: server.tls.key_file: has no effect yet",
-            "config.yaml: line 17, column 5: server.tls.client_ca_file: has no effect yet",
             "config.yaml: line 25, column 1: storage: has no effect yet",
             "config.yaml: line 41, column 3: auth.secret_key_file: has no effect yet",
             "config.yaml: line 48, column 5: policies.config_update.rollback_on_error: has no effect yet",

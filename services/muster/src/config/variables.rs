@@ -5,8 +5,17 @@ use super::reader::Declared;
 use super::tree::{Finding, Path, Place, Tree};
 
 /// Variables of the command line, which are never configuration keys.
-pub const CLI_VARIABLES: [&str; 6] =
-    ["MUSTER_SERVER_URL", "MUSTER_TOKEN", "MUSTER_DATA_DIR", "MUSTER_CONFIG", "MUSTER_ROLES", "MUSTER_NAME"];
+pub const CLI_VARIABLES: [&str; 9] = [
+    "MUSTER_SERVER_URL",
+    "MUSTER_TOKEN",
+    "MUSTER_CA_FILE",
+    "MUSTER_CERT_FILE",
+    "MUSTER_KEY_FILE",
+    "MUSTER_DATA_DIR",
+    "MUSTER_CONFIG",
+    "MUSTER_ROLES",
+    "MUSTER_NAME",
+];
 
 const PREFIX: &str = "MUSTER_";
 

@@ -14,6 +14,7 @@ mod path;
 mod quirks;
 mod reports;
 mod restart;
+mod tls;
 
 use std::time::Duration;
 

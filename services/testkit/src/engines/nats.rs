@@ -1,5 +1,6 @@
 //! NATS, alone or as a cluster, with the configuration files of `deploy/nats`.
 
+use std::ffi::OsString;
 use std::ops::{Deref, DerefMut};
 
 use serde_json::Value;
@@ -7,6 +8,7 @@ use tempfile::TempDir;
 
 use super::programs::Engine;
 use super::server::{self, Launch, NotReady, Probe, START, Server, http};
+use crate::certificates::Certificates;
 use crate::eventually::try_eventually;
 use crate::ports::free_ports;
 
@@ -31,6 +33,31 @@ impl Nats {
             Self::launch(ALONE, "nats", port, monitor_port, "/healthz", Vec::new()).await
         })
         .await
+    }
+
+    /// As [`start`](Self::start), with TLS: clients show a certificate of the same authority.
+    pub async fn start_with_tls(certificates: &Certificates) -> Self {
+        let file = |name| certificates.path(name).into_os_string();
+        let arguments: Vec<OsString> = vec![
+            "--tlsverify".into(),
+            "--tlscert".into(),
+            file("server.crt"),
+            "--tlskey".into(),
+            file("server.key"),
+            "--tlscacert".into(),
+            file("ca.crt"),
+        ];
+        server::start(async || {
+            let ports = free_ports(2);
+            let (port, monitor_port) = (ports[0], ports[1]);
+            Self::launch_with(&arguments, ALONE, "nats", port, monitor_port, "/healthz", Vec::new()).await
+        })
+        .await
+    }
+
+    /// Its address for clients with TLS, such as `tls://127.0.0.1:12345`.
+    pub fn tls_url(&self) -> String {
+        format!("tls://127.0.0.1:{}", self.port)
     }
 
     /// Its address for clients, such as `nats://127.0.0.1:12345`.
@@ -62,6 +89,18 @@ impl Nats {
         path: &'static str,
         more: Vec<(&'static str, String)>,
     ) -> Result<Self, NotReady> {
+        Self::launch_with(&[], config, name, port, monitor_port, path, more).await
+    }
+
+    async fn launch_with(
+        arguments: &[OsString],
+        config: &str,
+        name: &str,
+        port: u16,
+        monitor_port: u16,
+        path: &'static str,
+        more: Vec<(&'static str, String)>,
+    ) -> Result<Self, NotReady> {
         let directory = TempDir::new().expect("a temporary directory");
         let mut environment = vec![
             ("NATS_NAME", name.to_owned()),
@@ -73,7 +112,7 @@ impl Nats {
         environment.extend(more);
         let launch = Launch {
             program: Engine::Nats.program("nats-server"),
-            arguments: vec!["--config".into(), config.into()],
+            arguments: [&["--config".into(), config.into()], arguments].concat(),
             environment,
             user: None,
             probe: Probe::Http { port: monitor_port, path },

@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 use std::fs;
 use std::ops::{Deref, DerefMut};
-use std::os::unix::fs::{MetadataExt, chown};
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,6 +13,7 @@ use tokio::process::Command;
 
 use super::programs::Engine;
 use super::server::{self, Launch, Probe, Server, User};
+use crate::certificates::Certificates;
 use crate::ports::free_ports;
 
 /// The owner of the databases: no superuser, as in production.
@@ -23,6 +24,8 @@ const SUPERUSER: &str = "postgres";
 #[derive(Clone, Debug, Default)]
 pub struct PostgresBuilder {
     settings: Vec<String>,
+    /// Certificate and key of a server with TLS.
+    tls: Option<[PathBuf; 2]>,
 }
 
 impl PostgresBuilder {
@@ -37,6 +40,12 @@ impl PostgresBuilder {
     /// A setting of the server, such as `max_connections=10`.
     pub fn setting(mut self, setting: impl Into<String>) -> Self {
         self.settings.push(setting.into());
+        self
+    }
+
+    /// Serves with TLS, too.
+    pub fn tls(mut self, certificates: &Certificates) -> Self {
+        self.tls = Some(["server.crt", "server.key"].map(|name| certificates.path(name)));
         self
     }
 
@@ -59,9 +68,22 @@ impl PostgresBuilder {
                 "dynamic_shared_memory_type=mmap".to_owned(),
                 "max_connections=200".to_owned(),
             ];
+            let mut settings = self.settings.clone();
+            if let Some(files) = &self.tls {
+                settings.push("ssl=on".to_owned());
+                for (file, setting) in files.iter().zip(["ssl_cert_file", "ssl_key_file"]) {
+                    // Postgres wants a key that is its own user's alone.
+                    let own = directory.path().join(setting);
+                    fs::copy(file, &own).expect("a file of TLS");
+                    fs::set_permissions(&own, fs::Permissions::from_mode(0o600)).expect("a file's mode");
+                    if let Some(User { uid, gid }) = user {
+                        chown(&own, Some(uid), Some(gid)).expect("the file can be given away");
+                    }
+                    settings.push(format!("{setting}={}", own.display()));
+                }
+            }
             let mut arguments: Vec<OsString> = vec!["-D".into(), data.into()];
-            arguments
-                .extend(own.iter().chain(&self.settings).flat_map(|setting| ["-c".into(), setting.into()]));
+            arguments.extend(own.iter().chain(&settings).flat_map(|setting| ["-c".into(), setting.into()]));
             let launch = Launch {
                 program: Engine::Postgres.program("postgres"),
                 arguments,

@@ -6,12 +6,17 @@ use tempfile::TempDir;
 
 use super::programs::Engine;
 use super::server::{self, Launch, Probe, Server, exchange};
+use crate::certificates::Certificates;
 use crate::ports::free_ports;
+
+/// Files of a server with TLS: its certificate, its key, the authority of clients.
+type Tls = [String; 3];
 
 /// What a Redis server is started with.
 #[derive(Clone, Debug, Default)]
 pub struct RedisBuilder {
     snapshots: bool,
+    tls: Option<Tls>,
 }
 
 impl RedisBuilder {
@@ -22,20 +27,39 @@ impl RedisBuilder {
         self
     }
 
+    /// Serves with TLS, too, and there asks clients for a certificate of the same authority.
+    pub fn tls(mut self, certificates: &Certificates) -> Self {
+        self.tls = Some(
+            ["server.crt", "server.key", "ca.crt"].map(|name| certificates.path(name).display().to_string()),
+        );
+        self
+    }
+
     /// Starts the server and waits until it is ready; panics if there is no redis-server.
     pub async fn start(self) -> Redis {
         server::start(async || {
             let directory = TempDir::new().expect("a temporary directory");
-            let port = free_ports(1)[0];
+            let ports = free_ports(2);
+            let (port, tls_port) = (ports[0], ports[1]);
+            let secure = tls_port.to_string();
             let (data, number) = (directory.path().display().to_string(), port.to_string());
             let save = if self.snapshots { "60 1000" } else { "" };
-            let options = [
+            let mut options = vec![
                 ("--port", number.as_str()),
                 ("--bind", "127.0.0.1"),
                 ("--dir", &data),
                 ("--save", save),
                 ("--appendonly", "no"),
             ];
+            if let Some([cert, key, ca]) = &self.tls {
+                options.extend([
+                    ("--tls-port", secure.as_str()),
+                    ("--tls-cert-file", cert),
+                    ("--tls-key-file", key),
+                    ("--tls-ca-cert-file", ca),
+                    ("--tls-auth-clients", "yes"),
+                ]);
+            }
             let launch = Launch {
                 program: Engine::Redis.program("redis-server"),
                 arguments: options.iter().flat_map(|(name, value)| [name.into(), value.into()]).collect(),
@@ -45,7 +69,7 @@ impl RedisBuilder {
                 stop: "TERM",
                 abort: "KILL",
             };
-            Ok(Redis { server: Server::start(directory, launch).await?, port })
+            Ok(Redis { server: Server::start(directory, launch).await?, port, tls_port })
         })
         .await
     }
@@ -56,6 +80,7 @@ impl RedisBuilder {
 pub struct Redis {
     server: Server,
     port: u16,
+    tls_port: u16,
 }
 
 impl Redis {
@@ -72,6 +97,11 @@ impl Redis {
     /// Its address, such as `redis://127.0.0.1:12345`.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Its address with TLS, such as `rediss://127.0.0.1:12345`.
+    pub fn tls_url(&self) -> String {
+        format!("rediss://127.0.0.1:{}", self.tls_port)
     }
 
     /// Its port.

@@ -34,6 +34,7 @@ const RULES: &[Rule] = &[
         "uuid"], &[DRIVERS]),
     only("muster-adapters-memory", &["async-trait", "bytes", "futures-util", "muster-domain", "muster-ports",
         "muster-proto", "serde", "serde_json", "thiserror", "tokio", "tracing", "uuid"], &[DRIVERS, ROLES]),
+    any("muster-tls", &[DRIVERS, ADAPTERS, ROLES]),
     any("muster-adapters", &[ROLES]),
     any("muster-gateway", &[DRIVERS, ADAPTERS, &["muster-control", "muster-api"]]),
     any("muster-control", &[DRIVERS, ADAPTERS, &["muster-gateway", "muster-api", "muster-opamp"]]),
