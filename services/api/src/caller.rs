@@ -55,7 +55,7 @@ impl<S: Sync> FromRequestParts<S> for Remote {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        let info = parts.extensions.get::<axum::extract::ConnectInfo<std::net::SocketAddr>>();
-        Ok(Self(info.map(|info| info.0)))
+        let info = parts.extensions.get::<axum::extract::ConnectInfo<crate::listener::Peer>>();
+        Ok(Self(info.map(|info| info.0.0)))
     }
 }

@@ -17,7 +17,6 @@ mod retry;
 mod system;
 mod views;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -202,7 +201,7 @@ pub async fn serve(
     let listener = listener::Accepting(listener.into());
     info!(address = %listener.0.local_addr()?, "{name} is serving");
     let router = router.layer(Extension(events::Stopping(stop.clone())));
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let service = router.into_make_service_with_connect_info::<listener::Peer>();
     axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 

@@ -4,6 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use axum::extract::connect_info::Connected;
+use axum::serve::IncomingStream;
 use muster_tls::{Listener, Stream};
 use tracing::warn;
 
@@ -12,6 +14,16 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// A listener that goes on when a connection cannot be accepted.
 pub(crate) struct Accepting(pub(crate) Listener);
+
+/// Whose connection a request came on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
+
+impl Connected<IncomingStream<'_, Accepting>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Accepting>) -> Self {
+        Self(*stream.remote_addr())
+    }
+}
 
 impl axum::serve::Listener for Accepting {
     type Io = Stream;

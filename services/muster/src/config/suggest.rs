@@ -39,8 +39,12 @@ fn meant<'a>(path: &[String], known: &BTreeSet<&'a [String]>) -> Option<&'a [Str
         let (name, above) = key.split_last()?;
         (above == parent).then(|| distance(name, last)).filter(|far| *far <= 1.max(last.len() / 3))
     };
-    let elsewhere =
-        |key: &[String]| (key.last() == Some(last)).then(|| distance(&key.join("."), &path.join(".")));
+    // What several sections have is meant of the server most often.
+    let elsewhere = |key: &[String]| {
+        let is_of_server = key.first().is_some_and(|first| first == "server");
+        let far = || distance(&key.join("."), &path.join(".")) + if is_of_server { 0 } else { 100 };
+        (key.last() == Some(last)).then(far)
+    };
     let nested = |key: &[String]| (key.join(".") == path.join(".")).then_some(0);
     best(&nested).or_else(|| best(&sibling)).or_else(|| best(&elsewhere))
 }

@@ -236,7 +236,8 @@ async fn engines_are_reached_with_tls_and_certificates() {
     let uid = new_uid();
     agent.exchange(&first_report(uid, &[])).await;
     // Every partition of the log is taken by a worker first, with connections to all engines.
-    eventually(6 * SOON, async || muster.api().get(&format!("/api/v1/agents/{uid}")).await).await;
+    let path = format!("/api/v1/agents/{uid}");
+    eventually(6 * SOON, async || muster.api().get(&path).await.map_err(|error| error.to_string())).await;
     let encrypted = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE ssl AND usename = current_user";
     assert_ne!(Postgres::psql(&postgres.url(), encrypted).await, "0");
     muster.terminate().await;
