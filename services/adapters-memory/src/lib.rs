@@ -3,6 +3,7 @@
 //! `muster serve` runs on all but the store when it is the whole system; simulation and tests run on
 //! all of them. Nothing here survives the process. Time is tokio's clock, so that tests can hold it.
 
+mod access;
 pub mod blobs;
 pub mod bus;
 pub mod kv;

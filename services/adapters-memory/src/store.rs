@@ -6,6 +6,7 @@ use std::sync::Mutex;
 
 use async_trait::async_trait;
 use muster_domain::agent::Agent;
+use muster_domain::audit::Entry;
 use muster_domain::command::{Command, CommandState, Status};
 use muster_domain::desired::{Labels, matches};
 use muster_domain::ids::{
@@ -23,16 +24,18 @@ use muster_ports::store::{
 };
 use uuid::Uuid;
 
+use crate::access::Access;
 use crate::lock;
 
 /// A store that is lost with the process.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
-    tables: Mutex<Tables>,
+    pub(crate) tables: Mutex<Tables>,
 }
 
 #[derive(Debug, Default, Clone)]
-struct Tables {
+pub(crate) struct Tables {
+    pub(crate) access: Access,
     partitions: BTreeMap<(Cell, Partition), PartitionRow>,
     /// Each agent as every cell has it; never none.
     agents: BTreeMap<AgentKey, BTreeMap<Cell, Row>>,
@@ -105,6 +108,35 @@ impl Tables {
 
     fn revision(&self, tenant: &Tenant) -> IntentRevision {
         self.intents.get(tenant).map(|intent| intent.revision).unwrap_or_default()
+    }
+
+    /// How many live sessions a tenant has.
+    pub(crate) fn connected(&self, tenant: &Tenant) -> usize {
+        let rows =
+            self.agents.iter().filter(|(key, _)| key.tenant == *tenant).flat_map(|(_, cells)| cells.values());
+        rows.filter(|row| row.agent.live_session().is_some()).count()
+    }
+
+    /// How many agents a tenant has.
+    pub(crate) fn count(&self, tenant: &Tenant) -> usize {
+        self.agents.keys().filter(|key| key.tenant == *tenant).count()
+    }
+
+    /// Forgets all of a tenant but the number of its intent and its floors, which it raises.
+    pub(crate) fn forget(&mut self, tenant: &Tenant) {
+        self.partitions.values_mut().for_each(|row| row.generation += 1);
+        self.agents.retain(|key, _| key.tenant != *tenant);
+        self.members.values_mut().for_each(|keys| keys.retain(|key| key.tenant != *tenant));
+        self.labels.retain(|key, _| key.tenant != *tenant);
+        self.commands.retain(|_, command| command.key.tenant != *tenant);
+        self.components.retain(|key, _| key.tenant != *tenant);
+        self.quarantined.retain(|entry| entry.key.as_ref().is_none_or(|key| key.tenant != *tenant));
+        if let Some(intent) = self.intents.get_mut(tenant) {
+            let revision = IntentRevision(intent.revision.0 + 1);
+            let given = intent.assignments.keys().map(|assignment| (assignment.clone(), revision));
+            let floors = intent.floors.clone().into_iter().chain(given).collect();
+            *intent = Intent { revision, floors, ..Intent::default() };
+        }
     }
 
     fn write(&mut self, home: (Cell, Partition), write: AgentWrite) {
@@ -238,7 +270,11 @@ impl IntentStore for MemoryStore {
             intent.retries.insert(*uid, intent.revision);
         }
         forget_oldest(&mut intent.retries);
-        Ok(intent.revision)
+        let revision = intent.revision;
+        if let Some(audit) = &change.audit {
+            tables.access.append(tenant, audit);
+        }
+        Ok(revision)
     }
 
     async fn advance(
@@ -257,6 +293,7 @@ impl IntentStore for MemoryStore {
         key: &AgentKey,
         changes: &BTreeMap<String, Option<String>>,
         _now: Timestamp,
+        audit: Option<&Entry>,
     ) -> Result<Option<Labels>, EngineError> {
         let mut tables = lock(&self.tables);
         if !tables.agents.contains_key(key) {
@@ -273,6 +310,11 @@ impl IntentStore for MemoryStore {
         let after = labels.clone();
         if after != before {
             tables.intents.entry(key.tenant.clone()).or_default().revision.0 += 1;
+        }
+        if let Some(audit) = audit {
+            let json = |labels: &Labels| serde_json::to_string(labels).unwrap_or_default();
+            let audit = audit.clone().with_states(json(&before), json(&after));
+            tables.access.append(&key.tenant, &audit);
         }
         Ok(Some(after))
     }
@@ -361,7 +403,13 @@ impl FleetStore for MemoryStore {
 
 #[async_trait]
 impl CommandStore for MemoryStore {
-    async fn queue(&self, tenant: &Tenant, commands: &[Command], most: usize) -> Result<(), QueueError> {
+    async fn queue(
+        &self,
+        tenant: &Tenant,
+        commands: &[Command],
+        most: usize,
+        audit: Option<&Entry>,
+    ) -> Result<(), QueueError> {
         let mut tables = lock(&self.tables);
         let new: Vec<_> =
             commands.iter().filter(|command| !tables.commands.contains_key(&command.id)).collect();
@@ -371,8 +419,12 @@ impl CommandStore for MemoryStore {
         if !new.is_empty() && queued + new.len() > most {
             return Err(QueueError::Full { queued });
         }
+        let new: Vec<Command> = new.into_iter().cloned().collect();
+        if let Some(audit) = audit.filter(|_| !new.is_empty()) {
+            tables.access.append(tenant, audit);
+        }
         for command in new {
-            tables.commands.insert(command.id, Command { state: CommandState::QUEUED, ..command.clone() });
+            tables.commands.insert(command.id, Command { state: CommandState::QUEUED, ..command });
         }
         Ok(())
     }

@@ -5,6 +5,8 @@
 //! and exclusive to a change: it is granted in the order in which it was asked for, so that a stream of
 //! commits does not hold a change up, and it writes nothing, as a lock on the row of the tenant would.
 
+mod access;
+mod audit;
 mod commands;
 mod components;
 mod error;
@@ -167,8 +169,13 @@ impl Drop for Lease {
     }
 }
 
-/// Runs a call, written as `work(&mut PgConnection, ..)`, on a connection of the store.
+/// Runs a call, written as `work(&mut PgConnection, ..)`, on a connection of the store; with a tenant where it
+/// is about one alone.
 macro_rules! call {
+    ($store:expr, $tenant:expr, |$connection:ident| $work:expr) => {{
+        let _: &Tenant = $tenant;
+        call!($store, |$connection| $work)
+    }};
     ($store:expr, |$connection:ident| $work:expr) => {{
         let mut lease = $store.lease().await?;
         let patience = lease.patience;
@@ -178,6 +185,14 @@ macro_rules! call {
     }};
 }
 use call;
+
+/// Runs a call that is about tenants, or whose tenant is not known yet.
+macro_rules! call_as_system {
+    ($store:expr, |$connection:ident| $work:expr) => {
+        call!($store, |$connection| $work)
+    };
+}
+use call_as_system;
 
 /// Which database this is, for people.
 fn place(database: &PgConnectOptions) -> String {

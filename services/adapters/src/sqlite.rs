@@ -4,6 +4,8 @@
 //! read. Every acknowledged write has been synced to the disk (`synchronous = FULL` on a write-ahead
 //! log), so that no change of intent that an operator was told of is lost with the power.
 
+mod access;
+mod audit;
 mod commands;
 mod components;
 mod error;

@@ -7,10 +7,13 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::http::StatusCode;
-use muster_domain::intent::{Action, Outcome, plan};
+use muster_domain::audit::Entry;
+use muster_domain::ids::Timestamp;
+use muster_domain::intent::{Action, Intent, IntentChange, Outcome, plan};
 use muster_domain::manifest;
 use muster_ports::store::IntentError;
 use serde::Serialize;
+use serde_json::json;
 use tracing::info;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -77,7 +80,8 @@ pub(crate) async fn apply(
     for _ in 0..ATTEMPTS {
         let intent = shared.engines.intent.intent(tenant).await?;
         let now = (shared.engines.clock)();
-        let change = plan(&intent, &documents, now, Uuid::now_v7).map_err(ApiError::Manifests)?;
+        let mut change = plan(&intent, &documents, now, Uuid::now_v7).map_err(ApiError::Manifests)?;
+        change.audit = Some(entry(&caller, &intent, &change, now));
         let revision = match shared.engines.intent.change(tenant, &change).await {
             Ok(revision) => revision,
             Err(IntentError::Moved) => continue,
@@ -91,6 +95,24 @@ pub(crate) async fn apply(
         return Ok(Json(Applied { revision: revision.0, results }));
     }
     Err(ApiError::Conflict("others change the configuration at the same time: apply again".to_owned()))
+}
+
+/// What is written in the audit log: the assignments as they were and are, and the new versions of templates.
+fn entry(caller: &Caller, intent: &Intent, change: &IntentChange, now: Timestamp) -> Entry {
+    let assignments: Vec<_> = change.assignments.iter().map(|changed| changed.name.as_str()).collect();
+    let before: Vec<_> = assignments.iter().filter_map(|name| intent.assignments.get(*name)).collect();
+    let templates: Vec<_> = change
+        .templates
+        .iter()
+        .map(|template| json!({"name": template.name, "version": template.version, "digest": template.digest.to_string()}))
+        .collect();
+    let targets = assignments.iter().map(|name| format!("assignments/{name}"));
+    let templated = change.templates.iter().map(|template| format!("configs/{}", template.name));
+    let target: Vec<_> = templated.chain(targets).collect();
+    caller.entry("apply", target.join(" "), now).with_states(
+        json!({"revision": intent.revision.0, "assignments": before}).to_string(),
+        json!({"templates": templates, "assignments": change.assignments}).to_string(),
+    )
 }
 
 fn view(outcome: Outcome) -> OutcomeView {

@@ -6,7 +6,8 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use muster_domain::access::Role;
-use muster_domain::ids::{AgentKey, Tenant};
+use muster_domain::audit::{Entry, Outcome};
+use muster_domain::ids::{AgentKey, Tenant, Timestamp};
 
 use crate::problem::ApiError;
 
@@ -28,6 +29,21 @@ impl Caller {
     pub(crate) fn key(&self, uid: &str) -> Result<AgentKey, ApiError> {
         let uid = uid.parse().map_err(|error| ApiError::BadRequest(format!("{error}")))?;
         Ok(AgentKey { tenant: self.tenant.clone(), uid })
+    }
+
+    /// What is written in the audit log of an operation that this caller has done to `target`.
+    pub(crate) fn entry(&self, operation: &str, target: impl Into<String>, at: Timestamp) -> Entry {
+        Entry {
+            at,
+            actor: self.actor.clone(),
+            role: self.role,
+            remote: self.remote.clone(),
+            operation: operation.to_owned(),
+            target: target.into(),
+            before: String::new(),
+            after: String::new(),
+            outcome: Outcome::Done,
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use muster_domain::report::CustomMessage;
 use muster_domain::selector::{AgentSelector, Selector};
 use muster_ports::store::{QueueError, StoredAgent};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tracing::info;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -187,7 +188,8 @@ pub(crate) async fn give(
         return Err(ApiError::NotFound(format!("there is no agent {uid}")));
     }
     let command = shared.command(&caller, key.uid, &action, ttl);
-    shared.give(&caller, std::slice::from_ref(&command)).await?;
+    let target = format!("agents/{}", key.uid);
+    shared.give(&caller, ("commandAgent", target), std::slice::from_ref(&command)).await?;
     Ok((StatusCode::ACCEPTED, Json(view(command))))
 }
 
@@ -245,7 +247,8 @@ pub(crate) async fn give_many(
     }
     let commands: Vec<_> =
         agents.iter().map(|stored| shared.command(&caller, stored.agent.key.uid, &action, ttl)).collect();
-    shared.give(&caller, &commands).await?;
+    let target = format!("agents?selector={}", new.selector);
+    shared.give(&caller, ("commandAgents", target), &commands).await?;
     let given = |command: &Command| GivenCommand {
         id: command.id.to_string(),
         instance_uid: command.key.uid.to_string(),
@@ -389,9 +392,16 @@ impl Shared {
     }
 
     /// Queues commands and wakes control.
-    async fn give(&self, caller: &Caller, commands: &[Command]) -> Result<(), ApiError> {
+    async fn give(
+        &self,
+        caller: &Caller,
+        (operation, target): (&str, String),
+        commands: &[Command],
+    ) -> Result<(), ApiError> {
         let tenant = &caller.tenant;
-        match self.engines.commands.queue(tenant, commands, MAX_QUEUED).await {
+        let audit = caller.entry(operation, target, (self.engines.clock)());
+        let audit = audit.with_states(String::new(), given(commands));
+        match self.engines.commands.queue(tenant, commands, MAX_QUEUED, Some(&audit)).await {
             Ok(()) => {}
             Err(QueueError::Full { queued }) => {
                 return Err(ApiError::Conflict(format!(
@@ -431,6 +441,21 @@ async fn matching(
             return Ok(found);
         }
     }
+}
+
+/// What the audit log says of commands: what they are and whom they are for, not what messages say.
+fn given(commands: &[Command]) -> String {
+    let Some(first) = commands.first() else { return String::new() };
+    let ids: Vec<_> = commands.iter().take(NAMED).map(|command| command.id.to_string()).collect();
+    let message = match &first.action {
+        Action::Message(message) => {
+            json!({"capability": message.capability, "type": message.kind, "bytes": message.data.len()})
+        }
+        _ => Value::Null,
+    };
+    let (action, expires_at) = (first.action.name(), rfc3339(first.expires_at));
+    json!({"action": action, "message": message, "commands": commands.len(), "first": ids, "expires_at": expires_at})
+        .to_string()
 }
 
 fn named(stored: &StoredAgent) -> SelectedAgent {

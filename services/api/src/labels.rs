@@ -42,7 +42,9 @@ pub(crate) async fn patch(
             .map_err(|error| ApiError::BadRequest(format!("label {label:?}: {error}")))?;
     }
     let key = caller.key(&uid)?;
-    let labels = shared.engines.intent.label(&key, &changes, (shared.engines.clock)()).await?;
+    let now = (shared.engines.clock)();
+    let audit = caller.entry("labelAgent", format!("agents/{}", key.uid), now);
+    let labels = shared.engines.intent.label(&key, &changes, now, Some(&audit)).await?;
     let labels = labels.ok_or_else(|| ApiError::NotFound(format!("there is no agent {uid}")))?;
     shared.wake().await;
     Ok(Json(LabelsView { labels }))

@@ -47,11 +47,13 @@ pub(crate) async fn post(
     if shared.engines.fleet.agent(&key).await?.is_none() {
         return Err(ApiError::NotFound(format!("there is no agent {uid}")));
     }
+    let now = (shared.engines.clock)();
     for _ in 0..ATTEMPTS {
         let revisions = shared.engines.intent.revisions().await?;
         let change = IntentChange {
             planned_on: revisions.get(&key.tenant).copied().unwrap_or_default(),
             retries: BTreeSet::from([key.uid]),
+            audit: Some(caller.entry("retryAgent", format!("agents/{}", key.uid), now)),
             ..IntentChange::default()
         };
         match shared.engines.intent.change(&key.tenant, &change).await {

@@ -274,7 +274,7 @@ impl Cluster {
             actor: "test".to_owned(),
             state: CommandState::QUEUED,
         };
-        self.store.queue(&key.tenant, &[command], 1000).await.unwrap();
+        self.store.queue(&key.tenant, &[command], 1000, None).await.unwrap();
         self.wake().await;
         id
     }

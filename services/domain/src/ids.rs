@@ -174,6 +174,12 @@ uuid_type!(
     "command id"
 );
 
+uuid_type!(
+    /// A token of the API. A UUIDv7: later ones come after earlier ones.
+    TokenId,
+    "token id"
+);
+
 /// An agent of a tenant: what every key, lock and row of an agent is made from.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct AgentKey {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::audit::Entry;
 use crate::ids::{Digest, InstanceUid, IntentRevision, Timestamp};
 use crate::manifest::{AssignmentManifest, Document, Manifest, ManifestError, TemplateManifest};
 use crate::selector::AgentSelector;
@@ -125,6 +126,8 @@ pub struct IntentChange {
     pub retries: BTreeSet<InstanceUid>,
     /// What happens to each manifest's object, in the order of the manifests.
     pub outcomes: Vec<Outcome>,
+    /// What is written of it in the audit log.
+    pub audit: Option<Entry>,
 }
 
 impl IntentChange {

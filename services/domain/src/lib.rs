@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod agent;
+pub mod audit;
 pub mod budget;
 pub mod capabilities;
 pub mod command;
@@ -21,4 +22,6 @@ pub mod report;
 pub mod selector;
 pub mod sequence;
 pub mod template;
+pub mod tenant;
+pub mod token;
 pub mod yaml;

@@ -3,6 +3,7 @@
 //! Each port is a trait of a few methods; its documentation states the consistency that a caller
 //! may rely on. [`contract`] holds the suite that every adapter passes.
 
+pub mod access;
 pub mod blobs;
 pub mod bus;
 pub mod contract;

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use async_trait::async_trait;
 use bytes::Bytes;
 use muster_domain::agent::Agent;
+use muster_domain::audit::Entry;
 use muster_domain::command::{Command, CommandState};
 use muster_domain::desired::Labels;
 use muster_domain::ids::{
@@ -22,6 +23,7 @@ use muster_domain::selector::AgentSelector;
 use uuid::Uuid;
 
 use crate::EngineError;
+use crate::access::{AuditStore, TenantStore, TokenStore};
 use crate::log::Position;
 
 /// How far a partition of the log is folded, and by which generation of its worker's writes.
@@ -189,8 +191,8 @@ pub trait IntentStore: Send + Sync {
     /// All of a tenant's intent, as of one moment.
     async fn intent(&self, tenant: &Tenant) -> Result<Intent, EngineError>;
 
-    /// Writes a change if the intent is still at the revision that it was planned on. Returns the
-    /// new revision; the present one for an empty change.
+    /// Writes a change, and its record of the audit log, if the intent is still at the revision that it was
+    /// planned on. Returns the new revision; the present one for an empty change, of which nothing is written.
     async fn change(&self, tenant: &Tenant, change: &IntentChange) -> Result<IntentRevision, IntentError>;
 
     /// Raises a tenant's revision to at least this one and changes nothing else. A store that was restored
@@ -200,12 +202,13 @@ pub trait IntentStore: Send + Sync {
     -> Result<IntentRevision, EngineError>;
 
     /// Sets (`Some`) and removes (`None`) labels of one agent. Returns its labels now, or `None`
-    /// if no such agent is stored.
+    /// if no such agent is stored. The record of the audit log gets the labels of before and after.
     async fn label(
         &self,
         key: &AgentKey,
         changes: &BTreeMap<String, Option<String>>,
         now: Timestamp,
+        audit: Option<&Entry>,
     ) -> Result<Option<Labels>, EngineError>;
 }
 
@@ -290,8 +293,14 @@ pub enum QueueError {
 pub trait CommandStore: Send + Sync {
     /// Queues all of these, or none. Those whose id is there already stay as they are. Refused if the
     /// tenant would have more than `most` queued commands then; calls at the same time may exceed that
-    /// together.
-    async fn queue(&self, tenant: &Tenant, commands: &[Command], most: usize) -> Result<(), QueueError>;
+    /// together. The record of the audit log is written with the first of them that is new.
+    async fn queue(
+        &self,
+        tenant: &Tenant,
+        commands: &[Command],
+        most: usize,
+        audit: Option<&Entry>,
+    ) -> Result<(), QueueError>;
 
     /// These commands of a tenant, in order of their ids; those that are not there are left out.
     async fn commands(&self, tenant: &Tenant, ids: &[CommandId]) -> Result<Vec<Command>, EngineError>;
@@ -323,8 +332,27 @@ pub trait RecoveryStore: Send + Sync {
 
 /// A store in all its aspects.
 pub trait Store:
-    FoldStore + IntentStore + FleetStore + ComponentStore + CommandStore + RecoveryStore
+    FoldStore
+    + IntentStore
+    + FleetStore
+    + ComponentStore
+    + CommandStore
+    + RecoveryStore
+    + TokenStore
+    + AuditStore
+    + TenantStore
 {
 }
 
-impl<T: FoldStore + IntentStore + FleetStore + ComponentStore + CommandStore + RecoveryStore> Store for T {}
+impl<T> Store for T where
+    T: FoldStore
+        + IntentStore
+        + FleetStore
+        + ComponentStore
+        + CommandStore
+        + RecoveryStore
+        + TokenStore
+        + AuditStore
+        + TenantStore
+{
+}

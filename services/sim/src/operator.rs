@@ -91,7 +91,7 @@ impl Operator {
             let (store, bus) = wire.operator_engines();
             let key = AgentKey { tenant: world.tenant.clone(), uid: InstanceUid(uid) };
             let changes = [("team".to_owned(), team.map(str::to_owned))].into();
-            if let Err(error) = store.label(&key, &changes, world.now()).await {
+            if let Err(error) = store.label(&key, &changes, world.now(), None).await {
                 world.trace.note("operator", format_args!("{error}"));
             }
             // A lost wake-up costs time only.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
+use muster_domain::audit::Entry;
 use muster_domain::command::{Action, Command, CommandState, Status};
 use muster_domain::ids::{AgentKey, CommandId, InstanceUid, Tenant, Timestamp};
 use muster_domain::report::CustomMessage;
@@ -12,6 +13,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{Connection as _, PgConnection, query};
 use uuid::Uuid;
 
+use super::audit::append;
 use super::error::{corrupt, failed, refused};
 use super::rows::{Reading, limit, signed};
 use super::{PostgresStore, call};
@@ -29,11 +31,17 @@ macro_rules! select_commands {
 
 #[async_trait]
 impl CommandStore for PostgresStore {
-    async fn queue(&self, tenant: &Tenant, commands: &[Command], most: usize) -> Result<(), QueueError> {
+    async fn queue(
+        &self,
+        tenant: &Tenant,
+        commands: &[Command],
+        most: usize,
+        audit: Option<&Entry>,
+    ) -> Result<(), QueueError> {
         if commands.is_empty() {
             return Ok(());
         }
-        call!(self, |connection| insert(connection, tenant, commands, most))
+        call!(self, |connection| insert(connection, tenant, commands, most, audit))
     }
 
     async fn commands(&self, tenant: &Tenant, ids: &[CommandId]) -> Result<Vec<Command>, EngineError> {
@@ -124,6 +132,7 @@ async fn insert(
     tenant: &Tenant,
     commands: &[Command],
     most: usize,
+    audit: Option<&Entry>,
 ) -> Result<(), QueueError> {
     let mut transaction = connection.begin().await.map_err(failed("a new transaction"))?;
     let row = query("SELECT count(*) AS queued FROM commands WHERE status = 'queued' AND tenant = $1")
@@ -155,6 +164,9 @@ async fn insert(
     let new = usize::try_from(done.rows_affected()).unwrap_or(usize::MAX);
     if new > 0 && queued.saturating_add(new) > most {
         return Err(QueueError::Full { queued });
+    }
+    if new > 0 {
+        append(&mut transaction, tenant, audit).await?;
     }
     transaction.commit().await.map_err(failed("commands"))?;
     Ok(())

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use muster_domain::audit::Entry;
 use muster_domain::desired::Labels;
 use muster_domain::ids::{AgentKey, Digest, InstanceUid, IntentRevision, Tenant, Timestamp};
 use muster_domain::intent::{Assignment, Intent, IntentChange, MAX_RETRIES, TemplateRevision};
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgRow;
 use sqlx::{Connection as _, PgConnection, query};
 
+use super::audit::append;
 use super::error::failed;
 use super::rows::{Reading, limit, signed, to_json};
 use super::{INTENT_LOCKS, PostgresStore, call, intent_lock};
@@ -67,8 +69,9 @@ impl IntentStore for PostgresStore {
         key: &AgentKey,
         changes: &BTreeMap<String, Option<String>>,
         now: Timestamp,
+        audit: Option<&Entry>,
     ) -> Result<Option<Labels>, EngineError> {
-        call!(self, |connection| relabel(connection, key, changes, now))
+        call!(self, |connection| relabel(connection, key, changes, now, audit))
     }
 }
 
@@ -136,6 +139,7 @@ async fn write(
     let revision = raise_revision(&mut transaction, tenant).await?;
     raise_floors(&mut transaction, tenant, change, revision).await?;
     ask_again(&mut transaction, tenant, change, revision).await?;
+    append(&mut transaction, tenant, change.audit.as_ref()).await?;
     transaction.commit().await.map_err(failed("intents"))?;
     Ok(revision)
 }
@@ -351,6 +355,7 @@ async fn relabel(
     key: &AgentKey,
     changes: &BTreeMap<String, Option<String>>,
     now: Timestamp,
+    audit: Option<&Entry>,
 ) -> Result<Option<Labels>, EngineError> {
     let mut transaction = connection.begin().await.map_err(failed("a new transaction"))?;
     lock(&mut transaction, &key.tenant).await?;
@@ -363,22 +368,34 @@ async fn relabel(
     if known.is_none() {
         return Ok(None);
     }
+    let before = labels(&mut transaction, key).await?;
+    let mut after = before.clone();
     if write_labels(&mut transaction, key, changes, now).await? > 0 {
         copy_labels(&mut transaction, key).await?;
         raise_revision(&mut transaction, &key.tenant).await?;
+        after = labels(&mut transaction, key).await?;
     }
+    if let Some(audit) = audit {
+        let states = (to_json("labels", &before)?, to_json("labels", &after)?);
+        let audit = audit.clone().with_states(states.0, states.1);
+        append(&mut transaction, &key.tenant, Some(&audit)).await?;
+    }
+    transaction.commit().await.map_err(failed("labels"))?;
+    Ok(Some(after))
+}
+
+async fn labels(connection: &mut PgConnection, key: &AgentKey) -> Result<Labels, EngineError> {
     let found = query("SELECT key, value FROM labels WHERE tenant = $1 AND uid = $2")
         .bind(key.tenant.as_str())
         .bind(key.uid.0)
-        .fetch_all(&mut *transaction)
+        .fetch_all(connection)
         .await
         .map_err(failed("labels"))?;
-    transaction.commit().await.map_err(failed("labels"))?;
     let label = |row: &PgRow| {
         let reading = Reading::new(row, "labels");
         Ok((reading.get("key")?, reading.get("value")?))
     };
-    found.iter().map(label).collect::<Result<_, EngineError>>().map(Some)
+    found.iter().map(label).collect()
 }
 
 /// Sets and removes labels; returns how many rows that changed.

@@ -1,6 +1,7 @@
 //! Commands to agents.
 
 use async_trait::async_trait;
+use muster_domain::audit::Entry;
 use muster_domain::command::{Action, Command, CommandState, Status};
 use muster_domain::ids::{AgentKey, CommandId, InstanceUid, Tenant, Timestamp};
 use muster_domain::report::CustomMessage;
@@ -10,6 +11,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{SqliteConnection, query};
 
 use super::SqliteStore;
+use super::audit::append;
 use super::error::{corrupt, failed};
 use super::rows::{Reading, limit, signed, to_json, unsigned};
 
@@ -26,7 +28,13 @@ macro_rules! select_commands {
 
 #[async_trait]
 impl CommandStore for SqliteStore {
-    async fn queue(&self, tenant: &Tenant, commands: &[Command], most: usize) -> Result<(), QueueError> {
+    async fn queue(
+        &self,
+        tenant: &Tenant,
+        commands: &[Command],
+        most: usize,
+        audit: Option<&Entry>,
+    ) -> Result<(), QueueError> {
         if commands.is_empty() {
             return Ok(());
         }
@@ -44,6 +52,9 @@ impl CommandStore for SqliteStore {
         }
         if new > 0 && queued.saturating_add(new) > most {
             return Err(QueueError::Full { queued });
+        }
+        if new > 0 {
+            append(&mut transaction, tenant, audit).await?;
         }
         transaction.commit().await.map_err(failed("commands"))?;
         Ok(())

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use muster_domain::audit::Entry;
 use muster_domain::desired::Labels;
 use muster_domain::ids::{AgentKey, Digest, IntentRevision, Tenant, Timestamp};
 use muster_domain::intent::{Assignment, Intent, IntentChange, MAX_RETRIES, TemplateRevision};
@@ -15,6 +16,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{SqliteConnection, query};
 
 use super::SqliteStore;
+use super::audit::append;
 use super::error::failed;
 use super::rows::{Reading, limit, signed, to_json};
 
@@ -110,6 +112,7 @@ impl IntentStore for SqliteStore {
             raise_floor(&mut transaction, tenant, assignment, revision).await?;
         }
         ask_again(&mut transaction, tenant, change, revision).await?;
+        append(&mut transaction, tenant, change.audit.as_ref()).await?;
         transaction.commit().await.map_err(failed("intents"))?;
         Ok(revision)
     }
@@ -139,6 +142,7 @@ impl IntentStore for SqliteStore {
         key: &AgentKey,
         changes: &BTreeMap<String, Option<String>>,
         now: Timestamp,
+        audit: Option<&Entry>,
     ) -> Result<Option<Labels>, EngineError> {
         let mut transaction = self.begin_write().await?;
         let known = query("SELECT 1 FROM agents WHERE tenant = $1 AND uid = $2")
@@ -150,6 +154,7 @@ impl IntentStore for SqliteStore {
         if known.is_none() {
             return Ok(None);
         }
+        let before = labels(&mut transaction, key).await?;
         let mut changed = 0;
         for (name, value) in changes {
             changed += match value {
@@ -160,19 +165,29 @@ impl IntentStore for SqliteStore {
         if changed > 0 {
             raise_revision(&mut transaction, &key.tenant).await?;
         }
-        let found = query("SELECT key, value FROM labels WHERE tenant = $1 AND uid = $2")
-            .bind(key.tenant.as_str())
-            .bind(key.uid.0)
-            .fetch_all(&mut *transaction)
-            .await
-            .map_err(failed("labels"))?;
+        let after = labels(&mut transaction, key).await?;
+        if let Some(audit) = audit {
+            let states = (to_json("labels", &before)?, to_json("labels", &after)?);
+            let audit = audit.clone().with_states(states.0, states.1);
+            append(&mut transaction, &key.tenant, Some(&audit)).await?;
+        }
         transaction.commit().await.map_err(failed("labels"))?;
-        let label = |row: &SqliteRow| {
-            let reading = Reading::new(row, "labels");
-            Ok((reading.get("key")?, reading.get("value")?))
-        };
-        found.iter().map(label).collect::<Result<_, EngineError>>().map(Some)
+        Ok(Some(after))
     }
+}
+
+async fn labels(connection: &mut SqliteConnection, key: &AgentKey) -> Result<Labels, EngineError> {
+    let found = query("SELECT key, value FROM labels WHERE tenant = $1 AND uid = $2")
+        .bind(key.tenant.as_str())
+        .bind(key.uid.0)
+        .fetch_all(connection)
+        .await
+        .map_err(failed("labels"))?;
+    let label = |row: &SqliteRow| {
+        let reading = Reading::new(row, "labels");
+        Ok((reading.get("key")?, reading.get("value")?))
+    };
+    found.iter().map(label).collect()
 }
 
 /// Notes which agents are to try again, and forgets the oldest of such notes where there are too many;

@@ -211,7 +211,7 @@ async fn a_stream_of_commits_does_not_hold_changes_up() {
                 store.change(&agent.tenant, &change(revision)).await.unwrap();
             } else {
                 let labels = BTreeMap::from([("n".to_owned(), Some(revision.to_string()))]);
-                store.label(&agent, &labels, Timestamp(1)).await.unwrap().unwrap();
+                store.label(&agent, &labels, Timestamp(1), None).await.unwrap().unwrap();
             }
             slowest = slowest.max(began.elapsed());
         }

@@ -129,7 +129,7 @@ async fn selectors_in_sql_select_what_matches_does() {
         }
         for key in (0..AGENTS).map(key).filter(|key| key.uid.0.as_u128() % 2 == round % 2) {
             let changes = sample(&mut runner, &changes);
-            let labels = store.label(&key, &changes, Timestamp(1)).await.unwrap().unwrap();
+            let labels = store.label(&key, &changes, Timestamp(1), None).await.unwrap().unwrap();
             expected.get_mut(&key).unwrap().1 = labels;
         }
         for number in 0..SELECTORS {

@@ -1,5 +1,6 @@
 //! The contract of [`crate::store`].
 
+mod access;
 mod build;
 mod commands;
 mod components;
@@ -61,6 +62,22 @@ pub async fn all<S: Store>(make: impl AsyncFn() -> S) {
     commands::an_agents_latest_come_first(&make().await).await;
     commands::old_settled_ones_are_forgotten(&make().await).await;
     commands::tenants_are_apart(&make().await).await;
+
+    access::the_default_tenant_is_there(&make().await).await;
+    access::a_tenant_is_made_limited_and_removed(&make().await).await;
+    access::tenants_are_paged_by_name(&make().await).await;
+    access::what_a_removed_tenant_had_is_gone(&make().await).await;
+    access::a_tenant_with_connected_agents_stays(&make().await).await;
+    access::a_token_is_found_by_its_digest(&make().await).await;
+    access::a_tenant_has_so_many_tokens(&make().await).await;
+    access::the_first_token_is_made_once(&make().await).await;
+    access::tokens_are_revoked_by_id_and_by_account(&make().await).await;
+    access::tokens_of_tenants_are_apart(&make().await).await;
+    access::changes_write_their_record(&make().await).await;
+    access::a_change_that_is_not_written_has_no_record(&make().await).await;
+    access::records_are_chained_in_order(&make().await).await;
+    access::records_are_filtered_and_paged(&make().await).await;
+    access::records_at_once_are_one_after_the_other(&make().await).await;
 
     fleet::an_agent_is_read_with_all_its_parts(&make().await).await;
     fleet::a_tenant_is_paged_in_order_of_uids(&make().await).await;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use muster_domain::audit::Entry;
 use muster_domain::desired::Labels;
 use muster_domain::ids::{AgentKey, Cell, Incarnation, IntentRevision, Partition, Tenant, Timestamp};
 use muster_domain::intent::{Intent, IntentChange};
@@ -186,12 +187,13 @@ impl IntentStore for SimStore {
         key: &AgentKey,
         changes: &BTreeMap<String, Option<String>>,
         now: Timestamp,
+        audit: Option<&Entry>,
     ) -> Result<Option<Labels>, EngineError> {
-        let (world, key, changes) = (self.world(), key.clone(), changes.clone());
+        let (world, key, changes, audit) = (self.world(), key.clone(), changes.clone(), audit.cloned());
         let name = self.0.process.name.clone();
         let work = async move {
             world.trace.note(&name, format_args!("labels {} {changes:?}", Short(key.uid.0)));
-            world.engines().store.label(&key, &changes, now).await
+            world.engines().store.label(&key, &changes, now, audit.as_ref()).await
         };
         self.0.call(Engine::Store, None, work).await
     }

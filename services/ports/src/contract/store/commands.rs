@@ -38,7 +38,7 @@ fn settled(number: u128, status: Status, at: Timestamp) -> SettledCommand {
 async fn queue(store: &dyn Store, commands: &[Command]) {
     for (name, of) in [("default", key(0).tenant), ("other", key_of("other", 0).tenant)] {
         let commands: Vec<_> = commands.iter().filter(|command| command.key.tenant == of).cloned().collect();
-        store.queue(&tenant(name), &commands, MANY).await.unwrap();
+        store.queue(&tenant(name), &commands, MANY, None).await.unwrap();
     }
 }
 
@@ -87,21 +87,21 @@ pub(super) async fn all_are_queued_or_none(store: &dyn Store) {
     queue(store, &[other, command(3, &key(3))]).await;
     assert_eq!(queued(store).await, [id(1), id(2), id(3)]);
     assert_eq!(of_default(store, &[2]).await, [command(2, &key(2))]);
-    let refused = store.queue(&tenant("default"), &[command(4, &key(4)), command(5, &key(5))], 4).await;
+    let refused = store.queue(&tenant("default"), &[command(4, &key(4)), command(5, &key(5))], 4, None).await;
     assert!(matches!(refused, Err(QueueError::Full { queued: 3 })), "{refused:?}");
     assert_eq!(queued(store).await, [id(1), id(2), id(3)]);
 }
 
 pub(super) async fn the_queue_of_a_tenant_is_bounded(store: &dyn Store) {
     queue(store, &[command(1, &key(1)), command(2, &key_of("other", 1))]).await;
-    store.queue(&tenant("default"), &[command(3, &key(1))], 2).await.unwrap();
-    let refused = store.queue(&tenant("default"), &[command(4, &key(1))], 2).await;
+    store.queue(&tenant("default"), &[command(3, &key(1))], 2, None).await.unwrap();
+    let refused = store.queue(&tenant("default"), &[command(4, &key(1))], 2, None).await;
     assert!(matches!(refused, Err(QueueError::Full { queued: 2 })), "{refused:?}");
     // What is settled makes room.
     let commit = settling(store, vec![settled(1, Status::Sent, NOW)]).await;
     store.commit(commit).await.unwrap();
-    store.queue(&tenant("default"), &[command(4, &key(1))], 2).await.unwrap();
-    store.queue(&tenant("default"), &[], 0).await.unwrap();
+    store.queue(&tenant("default"), &[command(4, &key(1))], 2, None).await.unwrap();
+    store.queue(&tenant("default"), &[], 0, None).await.unwrap();
 }
 
 pub(super) async fn queued_ones_come_in_order(store: &dyn Store) {

@@ -20,7 +20,7 @@ pub(super) async fn an_agent_is_read_with_all_its_parts(store: &dyn Store) {
     let whole = AgentWrite { effective_config: Some(rich_config()), ..write(rich_agent(&key(1))) };
     store_in(store, &cell(), vec![whole, write(agent(&key(2)))]).await;
     let labels = BTreeMap::from([("zone".to_owned(), Some("eu".to_owned()))]);
-    let labels = store.label(&key(1), &labels, Timestamp(1)).await.unwrap().unwrap();
+    let labels = store.label(&key(1), &labels, Timestamp(1), None).await.unwrap().unwrap();
     let rich = StoredAgent { agent: rich_agent(&key(1)), labels };
     assert_eq!(store.agent(&key(1)).await.unwrap(), Some((rich.clone(), Some(rich_config()))));
     let bare = StoredAgent { agent: agent(&key(2)), labels: BTreeMap::new() };
@@ -161,7 +161,7 @@ pub(super) async fn a_selector_filters(store: &dyn Store) {
         (5, vec![("name", "edge-5"), ("zone", "us")]),
     ] {
         let labels = labels.into_iter().map(|(key, value)| (key.to_owned(), Some(value.to_owned())));
-        store.label(&key(number), &labels.collect(), Timestamp(1)).await.unwrap();
+        store.label(&key(number), &labels.collect(), Timestamp(1), None).await.unwrap();
     }
     let uid = |number| key(number).uid.to_string();
     let cases: [(&str, &[&str], &[u128]); 29] = [
@@ -214,7 +214,7 @@ pub(super) async fn a_selector_sees_what_was_written_last(store: &dyn Store) {
     };
     let label = async |value: Option<&str>| {
         let changes = BTreeMap::from([("zone".to_owned(), value.map(str::to_owned))]);
-        store.label(&key(1), &changes, Timestamp(1)).await.unwrap();
+        store.label(&key(1), &changes, Timestamp(1), None).await.unwrap();
     };
     let is_in = async |zone: &str| {
         let found = select(store, "default", &selector(&format!("zone={zone}"), &[]), 10).await;

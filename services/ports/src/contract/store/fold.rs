@@ -212,7 +212,7 @@ pub(super) async fn a_partition_is_paged_in_key_order(store: &dyn Store) {
     let after: Vec<_> = expected.iter().filter(|key| **key > between).cloned().collect();
     assert_eq!(keys(&page), after, "after a key that is not stored");
     let labels = BTreeMap::from([("zone".to_owned(), Some("eu".to_owned()))]);
-    store.label(&expected[0], &labels, Timestamp(1)).await.unwrap();
+    store.label(&expected[0], &labels, Timestamp(1), None).await.unwrap();
     let page = store.partition_agents(&cell(), partition(), None, 2).await.unwrap();
     assert_eq!(page[0].labels, BTreeMap::from([("zone".to_owned(), "eu".to_owned())]));
     assert_eq!(page[0].agent, agent(&expected[0]));
@@ -249,7 +249,7 @@ pub(super) async fn a_cell_leaves_the_agent_of_another_as_it_is(store: &dyn Stor
     let whole = AgentWrite { effective_config: Some(rich_config()), ..write(old.clone()) };
     store_in(store, &cell(), vec![whole]).await;
     let labels = BTreeMap::from([("zone".to_owned(), Some("eu".to_owned()))]);
-    let labels = store.label(&key(1), &labels, Timestamp(1)).await.unwrap().unwrap();
+    let labels = store.label(&key(1), &labels, Timestamp(1), None).await.unwrap().unwrap();
     // It is new there: written whole, whatever the write says.
     let started_at = Timestamp(NOW.0 + 1);
     let moved = Agent { session: Some(Session { started_at, ..session(2, 2) }), ..agent(&key(1)) };

@@ -114,7 +114,7 @@ type Changes<'a> = &'a [(&'a str, Option<&'a str>)];
 /// Changes labels of an agent that is stored.
 async fn relabel(store: &dyn Store, key: &AgentKey, changes: Changes<'_>) -> Labels {
     let changes = changes.iter().map(|(name, value)| ((*name).to_owned(), value.map(str::to_owned)));
-    store.label(key, &changes.collect(), NOW).await.unwrap().unwrap()
+    store.label(key, &changes.collect(), NOW, None).await.unwrap().unwrap()
 }
 
 pub(super) async fn there_is_none_at_first(store: &dyn Store) {
@@ -328,8 +328,8 @@ pub(super) async fn an_unknown_agent_has_no_labels(store: &dyn Store) {
     store_all(store, [agent(&key(1))]).await;
     let changes = BTreeMap::from([("a".to_owned(), Some("1".to_owned()))]);
     for unknown in [key(2), key_of("other", 1)] {
-        assert_eq!(store.label(&unknown, &changes, NOW).await.unwrap(), None);
-        assert_eq!(store.label(&unknown, &BTreeMap::new(), NOW).await.unwrap(), None);
+        assert_eq!(store.label(&unknown, &changes, NOW, None).await.unwrap(), None);
+        assert_eq!(store.label(&unknown, &BTreeMap::new(), NOW, None).await.unwrap(), None);
         store_all(store, [agent(&unknown)]).await;
         assert_eq!(
             store.agents(&cell(), &[unknown]).await.unwrap()[0].labels,
