@@ -173,7 +173,7 @@ async fn a_cancelled_write_leaves_all_or_nothing() {
         }
         // Whoever writes comes after what the cancelled one had begun.
         let nobody = AgentKey { tenant: tenant(), uid: InstanceUid(Uuid::max()) };
-        assert_eq!(store.label(&nobody, &BTreeMap::new(), Timestamp(1)).await.unwrap(), None);
+        assert_eq!(store.label(&nobody, &BTreeMap::new(), Timestamp(1), None).await.unwrap(), None);
         let (position, _) = assert_whole(&store).await;
         let present = store.partition(&cell(), partition()).await.unwrap();
         if present.generation != row.generation {

@@ -307,7 +307,10 @@ mod tests {
     #[test]
     fn the_canonical_form_stays() {
         let record = next(&acme(), Head::EMPTY, mk_entry("agents/1"));
-        assert_eq!(record.digest.to_string(), "bbff6a64a37fa4ac25f7aef13ced09ec125739382508a7de3f6052e10a1bfc91");
+        assert_eq!(
+            record.digest.to_string(),
+            "bbff6a64a37fa4ac25f7aef13ced09ec125739382508a7de3f6052e10a1bfc91"
+        );
     }
 
     #[test]
