@@ -13,6 +13,7 @@ use muster_domain::ids::{
     AgentKey, Cell, CommandId, Incarnation, InstanceUid, IntentRevision, Partition, Tenant, Timestamp,
 };
 use muster_domain::intent::{Intent, IntentChange, MAX_RETRIES};
+use muster_domain::liveness::AgentFilter;
 use muster_domain::report::{Components, ComponentsKey, ConfigMap};
 use muster_domain::selector::AgentSelector;
 use muster_ports::EngineError;
@@ -375,10 +376,11 @@ impl FleetStore for MemoryStore {
         Ok(row.map(|row| (tables.with_labels(&row.agent), row.effective_config.clone())))
     }
 
-    async fn page(
+    async fn find(
         &self,
         tenant: &Tenant,
         selector: &AgentSelector,
+        filter: &AgentFilter,
         after: Option<InstanceUid>,
         limit: usize,
     ) -> Result<Vec<StoredAgent>, EngineError> {
@@ -389,7 +391,10 @@ impl FleetStore for MemoryStore {
         let to = Bound::Included(key(InstanceUid(Uuid::max())));
         let of_tenant = tables.agents.range((from, to)).filter_map(|(key, _)| tables.latest(key));
         let all = of_tenant.map(|row| tables.with_labels(&row.agent));
-        Ok(all.filter(|stored| matches(selector, &stored.agent, &stored.labels)).take(limit).collect())
+        let found = all.filter(|stored| {
+            matches(selector, &stored.agent, &stored.labels) && filter.matches(&stored.agent)
+        });
+        Ok(found.take(limit).collect())
     }
 
     async fn cluster(&self) -> Result<Uuid, EngineError> {

@@ -1,10 +1,12 @@
 //! `GET /api/v1/agents`: the fleet.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use muster_domain::ids::{AgentKey, InstanceUid};
+use muster_domain::liveness::{AgentFilter, Liveness};
 use muster_domain::selector::{AgentSelector, Selector};
 use muster_ports::ownership::Owned;
 use serde::{Deserialize, Serialize};
@@ -26,6 +28,11 @@ pub(crate) struct ListQuery {
     /// Label selector over labels and attributes, such as `os.type=linux,team in (a,b)`.
     #[serde(default)]
     selector: String,
+    /// Only agents that are one of these, with commas between: `connected`, `unreachable`, `disconnected`,
+    /// `shut_down`.
+    liveness: Option<String>,
+    /// Only agents that have drifted from the config that they had applied, or (`false`) have not.
+    drifted: Option<bool>,
     /// Agents on a page, 1 to 1000; 100 by default.
     limit: Option<usize>,
     /// `next_cursor` of the page before.
@@ -59,6 +66,7 @@ pub(crate) async fn list(
     let requirements: Selector =
         query.selector.parse().map_err(|error| ApiError::BadRequest(format!("selector: {error}")))?;
     let selector = AgentSelector { requirements, ..AgentSelector::default() };
+    let filter = AgentFilter { liveness: liveness(query.liveness.as_deref())?, drifted: query.drifted };
     let after: Option<InstanceUid> =
         match &query.cursor {
             None => None,
@@ -70,7 +78,7 @@ pub(crate) async fn list(
             }
         };
     // One more than asked for tells whether there is another page.
-    let mut found = shared.engines.fleet.page(&caller.tenant, &selector, after, limit + 1).await?;
+    let mut found = shared.engines.fleet.find(&caller.tenant, &selector, &filter, after, limit + 1).await?;
     let next_cursor = (found.len() > limit).then(|| found[limit - 1].agent.key.uid.to_string());
     found.truncate(limit);
     let keys: Vec<_> = found.iter().map(|stored| stored.agent.key.clone()).collect();
@@ -101,6 +109,12 @@ pub(crate) async fn get(
     };
     let owned = look_up(&shared, &[key]).await.pop().flatten();
     Ok(Json(views::agent(stored, owned.as_ref()).with_details(effective.unwrap_or_default(), components)))
+}
+
+fn liveness(names: Option<&str>) -> Result<BTreeSet<Liveness>, ApiError> {
+    let names = names.into_iter().flat_map(|names| names.split(','));
+    let read = |name: &str| name.parse().map_err(|error| ApiError::BadRequest(format!("liveness: {error}")));
+    names.map(read).collect()
 }
 
 /// What ownership knows; nothing while it is away, as it is only a hint.

@@ -38,9 +38,11 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Publishers whose numbers are remembered.
 const MAX_PUBLISHERS: usize = 1000;
 /// Kinds of events.
-const KINDS: [&str; 8] = [
+const KINDS: [&str; 10] = [
     "connected",
     "disconnected",
+    "unreachable",
+    "reachable",
     "health",
     "config_applied",
     "config_failed",
@@ -57,7 +59,8 @@ pub(crate) struct Stopping(pub(crate) CancellationToken);
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct EventsQuery {
-    /// Kinds of events, with commas between; all by default: `connected`, `disconnected`, `health`,
+    /// Kinds of events, with commas between; all by default: `connected`, `disconnected`,
+    /// `unreachable`, `reachable`, `health`,
     /// `config_applied`, `config_failed`, `drifted`, `drift_ended`, `custom_message`.
     kinds: Option<String>,
     /// Only events of the agent with this instance_uid.
@@ -197,7 +200,11 @@ impl Filter {
 fn view(event: AgentEvent) -> Option<(&'static str, Vec<u8>, Value)> {
     let (kind, more) = match event.event? {
         Told::Connected(connected) => ("connected", json!({"remote_addr": connected.remote_addr})),
-        Told::Disconnected(disconnected) => ("disconnected", json!({"reason": disconnected.reason})),
+        Told::Disconnected(disconnected) => {
+            ("disconnected", json!({"reason": disconnected.reason, "liveness": disconnected.liveness}))
+        }
+        Told::Unreachable(_) => ("unreachable", json!({})),
+        Told::Reachable(_) => ("reachable", json!({})),
         Told::Health(health) => ("health", json!({"healthy": health.healthy})),
         Told::ConfigApplied(applied) => ("config_applied", json!({"config_hash": hex(&applied.config_hash)})),
         Told::ConfigFailed(failed) => (

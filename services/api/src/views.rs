@@ -24,6 +24,9 @@ pub(crate) struct AgentView {
     instance_uid: String,
     /// Whether a live session speaks for it.
     connected: bool,
+    /// `connected`, `unreachable` (silent on an open connection, or lost without a word), `disconnected` (in
+    /// order, by the server, or with it), `shut_down` (it said goodbye).
+    liveness: &'static str,
     /// Whether it reports that it is healthy; null if it reports no health.
     healthy: Option<bool>,
     /// The agent's own word for its state.
@@ -207,6 +210,8 @@ pub(crate) struct SessionView {
     ended_at: Option<String>,
     /// Why it ended.
     end_reason: Option<&'static str>,
+    /// Since when the agent says nothing although the connection is open (RFC 3339).
+    silent_since: Option<String>,
 }
 
 /// A moment as RFC 3339, in UTC.
@@ -218,7 +223,7 @@ pub(crate) fn rfc3339(at: Timestamp) -> String {
 /// An agent as the API shows it. What ownership knows is newer than what is stored.
 pub(crate) fn agent(stored: StoredAgent, owned: Option<&Owned>) -> AgentView {
     let StoredAgent { agent, labels } = stored;
-    let connected = agent.live_session().is_some();
+    let (connected, liveness) = (agent.live_session().is_some(), agent.liveness().name());
     let remote_config = remote_config(&agent);
     let session = agent.session.as_ref();
     // The store does not learn of heartbeats; ownership learns a little late, and not at all of reports that
@@ -232,6 +237,7 @@ pub(crate) fn agent(stored: StoredAgent, owned: Option<&Owned>) -> AgentView {
     AgentView {
         instance_uid: agent.key.uid.to_string(),
         connected,
+        liveness,
         healthy: state.health.as_ref().map(|health| health.healthy),
         status: state.health.as_ref().map(|health| health.status.clone()).unwrap_or_default(),
         last_seen: rfc3339(seen),
@@ -334,6 +340,7 @@ fn session_view(session: &muster_domain::agent::Session) -> SessionView {
         started_at: rfc3339(session.started_at),
         ended_at: session.ended.map(|(at, _)| rfc3339(at)),
         end_reason: session.ended.map(|(_, reason)| reason.name()),
+        silent_since: session.silent_since.map(rfc3339),
     }
 }
 

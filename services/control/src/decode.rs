@@ -73,6 +73,7 @@ pub(crate) fn envelope(payload: Bytes) -> Result<Read, Unusable> {
         started,
         report,
         ended: envelope.ended.map(|ended| end_reason(ended.reason())),
+        silent: envelope.silent,
     };
     Ok(Read { key, entry, trace: envelope.traceparent.parse().ok(), blob })
 }
@@ -85,6 +86,8 @@ pub(crate) fn report_of(bytes: Bytes) -> Result<Report, Unusable> {
 fn end_reason(reason: bus::EndReason) -> EndReason {
     match reason {
         bus::EndReason::AgentDisconnect => EndReason::AgentDisconnect,
+        bus::EndReason::Closed => EndReason::Closed,
+        bus::EndReason::Operator => EndReason::Operator,
         bus::EndReason::GatewayStopped => EndReason::GatewayStopped,
         bus::EndReason::Superseded => EndReason::Superseded,
         bus::EndReason::Silent => EndReason::Silent,

@@ -13,7 +13,7 @@ use muster_proto::Message;
 use muster_proto::bus::agent_event::Event as Told;
 use muster_proto::bus::{
     AgentConfigApplied, AgentConfigFailed, AgentConnected, AgentDisconnected, AgentDriftEnded, AgentDrifted,
-    AgentEvent, AgentEvents, AgentHealth, AgentMessage,
+    AgentEvent, AgentEvents, AgentHealth, AgentMessage, AgentReachable, AgentUnreachable,
 };
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -88,7 +88,8 @@ fn told(event: &Event, remote_addr: &str) -> Told {
     match event {
         Event::Connected => Told::Connected(AgentConnected { remote_addr: remote_addr.to_owned() }),
         Event::Disconnected(reason) => {
-            Told::Disconnected(AgentDisconnected { reason: reason.name().to_owned() })
+            let liveness = reason.liveness().name().to_owned();
+            Told::Disconnected(AgentDisconnected { reason: reason.name().to_owned(), liveness })
         }
         Event::ConfigApplied { hash, .. } => {
             Told::ConfigApplied(AgentConfigApplied { config_hash: hash.as_bytes().to_vec().into() })
@@ -97,6 +98,8 @@ fn told(event: &Event, remote_addr: &str) -> Told {
             config_hash: hash.as_ref().map(|hash| hash.as_bytes().to_vec()).unwrap_or_default().into(),
             error_message: cut(error_message),
         }),
+        Event::Unreachable => Told::Unreachable(AgentUnreachable {}),
+        Event::Reachable => Told::Reachable(AgentReachable {}),
         Event::Drifted(drift) => Told::Drifted(AgentDrifted {
             kind: drift.kind.name().to_owned(),
             since_us: drift.since.0,

@@ -21,6 +21,8 @@ pub struct Metrics {
     pub(crate) duplicates: IntCounterVec,
     pub(crate) commands: IntCounterVec,
     pub(crate) drifts: IntCounterVec,
+    pub(crate) sessions_ended: IntCounterVec,
+    pub(crate) silences: IntCounter,
 }
 
 impl Metrics {
@@ -74,6 +76,15 @@ impl Metrics {
         Ok(Self {
             config_updates,
             drifts,
+            sessions_ended: family(
+                "muster_control_sessions_ended_total",
+                "Sessions of agents that ended, by reason.",
+                "reason",
+            )?,
+            silences: counter(
+                "muster_control_silences_total",
+                "Agents that fell silent on a connection that is open.",
+            )?,
             partitions,
             blob_bytes,
             commands,

@@ -147,6 +147,8 @@ pub struct Session {
     pub started_at: Timestamp,
     /// When and why it ended.
     pub ended: Option<(Timestamp, EndReason)>,
+    /// Since when its agent is known to say nothing, on a connection that is open.
+    pub silent_since: Option<Timestamp>,
 }
 
 /// How an agent is connected.
@@ -166,8 +168,12 @@ pub enum Transport {
 pub enum EndReason {
     /// The agent said goodbye (agent_disconnect).
     AgentDisconnect,
-    /// The connection was closed or lost.
+    /// The connection was lost.
     ConnectionLost,
+    /// The agent closed the connection in order, and did not say that it shuts down.
+    Closed,
+    /// An operator had it ended.
+    Operator,
     /// The gateway stopped in order.
     GatewayStopped,
     /// The gateway is gone.
@@ -186,6 +192,8 @@ impl EndReason {
         match self {
             Self::AgentDisconnect => "agent_disconnect",
             Self::ConnectionLost => "connection_lost",
+            Self::Closed => "closed",
+            Self::Operator => "operator",
             Self::GatewayStopped => "gateway_stopped",
             Self::GatewayLost => "gateway_lost",
             Self::Superseded => "superseded",
@@ -216,6 +224,8 @@ pub struct Entry {
     pub report: Option<Report>,
     /// Set on a session's last entry.
     pub ended: Option<EndReason>,
+    /// The agent says nothing for longer than its heartbeats allow, on a connection that is open.
+    pub silent: bool,
 }
 
 /// What an entry did.
@@ -244,6 +254,10 @@ pub enum AgentEvent {
     Connected,
     /// The session ended.
     Disconnected(EndReason),
+    /// The agent has fallen silent on a connection that is open.
+    Unreachable,
+    /// It is heard again.
+    Reachable,
     /// The agent applied an offered config.
     ConfigApplied {
         /// Hash of the config.
@@ -300,8 +314,9 @@ impl Agent {
         if let Some(report) = entry.report {
             self.fold_report(report, entry.session, entry.sequence_num, entry.received_at, &mut folded);
         }
-        if let Some(reason) = entry.ended {
-            self.end_session(entry.received_at, reason, &mut folded);
+        match entry.ended {
+            Some(reason) => self.end_session(entry.received_at, reason, &mut folded),
+            None => self.fold_silence(entry.silent, entry.received_at, &mut folded),
         }
         folded
     }
@@ -310,8 +325,19 @@ impl Agent {
     pub fn end_session(&mut self, at: Timestamp, reason: EndReason, folded: &mut Folded) {
         if let Some(session) = self.session.as_mut().filter(|session| session.ended.is_none()) {
             session.ended = Some((at, reason));
+            session.silent_since = None;
             folded.session_changed = true;
             folded.events.push(AgentEvent::Disconnected(reason));
+        }
+    }
+
+    fn fold_silence(&mut self, silent: bool, at: Timestamp, folded: &mut Folded) {
+        if let Some(session) = self.session.as_mut().filter(|session| session.ended.is_none())
+            && session.silent_since.is_some() != silent
+        {
+            session.silent_since = silent.then_some(at);
+            folded.session_changed = true;
+            folded.events.push(if silent { AgentEvent::Unreachable } else { AgentEvent::Reachable });
         }
     }
 
@@ -326,6 +352,7 @@ impl Agent {
             remote_addr,
             started_at: entry.received_at,
             ended: None,
+            silent_since: None,
         };
         folded.superseded = self.session.replace(session).filter(|old| old.ended.is_none());
         folded.session_changed = true;

@@ -21,6 +21,7 @@ fn entry(session: u128, claim: u64, at: u64) -> Entry {
         started: None,
         report: None,
         ended: None,
+        silent: false,
     }
 }
 

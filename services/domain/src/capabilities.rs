@@ -44,6 +44,8 @@ impl AgentCapabilities {
 
     /// The agent reports the components that it can be configured with.
     pub const REPORTS_AVAILABLE_COMPONENTS: Self = Self(0x4000);
+    /// ReportsHeartbeat.
+    pub const REPORTS_HEARTBEAT: Self = Self(0x2000);
 
     /// Whether all these bits are set.
     pub fn has(self, bits: Self) -> bool {

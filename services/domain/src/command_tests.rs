@@ -22,6 +22,7 @@ fn agent(transport: Transport, capabilities: AgentCapabilities, custom: &[&str])
         remote_addr: String::new(),
         started_at: Timestamp(1),
         ended: None,
+        silent_since: None,
     });
     agent.state.capabilities = capabilities;
     agent.state.description = Some(Description::default());

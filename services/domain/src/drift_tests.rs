@@ -96,6 +96,7 @@ impl Managed {
             started: None,
             report: Some(report),
             ended: None,
+            silent: false,
         });
         self.decide()
     }

@@ -14,6 +14,7 @@ pub mod drift;
 pub mod duplicates;
 pub mod ids;
 pub mod intent;
+pub mod liveness;
 pub mod manifest;
 pub mod membership;
 mod recent;

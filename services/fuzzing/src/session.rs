@@ -22,7 +22,7 @@ use uuid::Uuid;
 pub fn session(data: &[u8]) {
     let mut run = Run {
         script: data,
-        machine: Connection::new(Limits { max_sessions: 8 }),
+        machine: Connection::new(Limits { max_sessions: 8, ..Limits::default() }),
         now: Timestamp(1_000_000),
         claims: 0,
         claiming: Vec::new(),

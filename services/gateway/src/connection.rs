@@ -78,7 +78,10 @@ where
     shared.metrics.websocket_connections.inc();
     shared.metrics.open_connections.inc();
     let mut serving = Serving {
-        machine: Connection::new(Limits::default()),
+        machine: Connection::new(Limits {
+            max_sessions: shared.settings.max_agents_per_connection,
+            silent_after: shared.settings.agent_silent_after,
+        }),
         mailbox: Arc::new(Mailbox::default()),
         heard: Instant::now(),
         pinged: Instant::now(),
@@ -261,7 +264,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
                 Ok(())
             }
             Ok(Received::Close(given)) => {
-                Err(End::close(given.unwrap_or(code::NORMAL), "", EndReason::ConnectionLost))
+                Err(End::close(given.unwrap_or(code::NORMAL), "", EndReason::Closed))
             }
             Err(error) => Err(self.broken(&error)),
         }
@@ -331,10 +334,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
                 Ok(())
             }
             Action::Disconnect(_) if self.machine.sessions() == 1 => {
-                Err(End::close(code::NORMAL, "an operator disconnects the agent", EndReason::ConnectionLost))
+                Err(End::close(code::NORMAL, "an operator disconnects the agent", EndReason::Operator))
             }
             Action::Disconnect(_) => {
-                self.machine.close_session(uid, Some(command.session), EndReason::ConnectionLost);
+                self.machine.close_session(uid, Some(command.session), EndReason::Operator);
                 Ok(())
             }
         }

@@ -83,6 +83,10 @@ pub struct Settings {
     pub silent_after: Duration,
     /// A write that takes longer closes the connection.
     pub write_deadline: Duration,
+    /// Agents on one connection; messages of further ones are refused.
+    pub max_agents_per_connection: usize,
+    /// An agent that reports heartbeats is told to be silent after so long without a message.
+    pub agent_silent_after: Duration,
 }
 
 impl Settings {
@@ -100,6 +104,8 @@ impl Settings {
             ping_every: Duration::from_secs(25),
             silent_after: Duration::from_secs(60),
             write_deadline: Duration::from_secs(10),
+            max_agents_per_connection: 10_000,
+            agent_silent_after: Duration::from_secs(90),
         }
     }
 }

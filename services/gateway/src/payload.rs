@@ -168,6 +168,7 @@ mod tests {
             started: None,
             message: message.map(|message| (Head::read(&message).unwrap(), message)),
             ended: Some(EndReason::ConnectionLost),
+            silent: false,
             dirty: false,
         }
     }

@@ -274,6 +274,7 @@ fn envelope(shared: &Shared, key: &AgentKey, publish: Publish, remote_addr: &str
         }),
         ended: publish.ended.map(|reason| SessionEnded { reason: end_reason(reason).into() }),
         dirty: publish.dirty,
+        silent: publish.silent,
     }
 }
 
@@ -289,6 +290,8 @@ fn end_reason(reason: EndReason) -> muster_proto::bus::EndReason {
     match reason {
         EndReason::AgentDisconnect => Wire::AgentDisconnect,
         EndReason::ConnectionLost | EndReason::GatewayLost => Wire::ConnectionLost,
+        EndReason::Closed => Wire::Closed,
+        EndReason::Operator => Wire::Operator,
         EndReason::GatewayStopped => Wire::GatewayStopped,
         EndReason::Superseded => Wire::Superseded,
         EndReason::Silent => Wire::Silent,

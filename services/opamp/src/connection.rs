@@ -5,7 +5,7 @@
 //! messages; sessions do not wait for each other. Nothing is answered before it is safe: a
 //! heartbeat at once, everything else when the log has it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,11 +27,13 @@ const MAX_WAITING: usize = 32;
 pub struct Limits {
     /// Agents on one connection.
     pub max_sessions: usize,
+    /// An agent that reports heartbeats is silent after so long without any message of it.
+    pub silent_after: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_sessions: 10_000 }
+        Self { max_sessions: 10_000, silent_after: Duration::from_secs(90) }
     }
 }
 
@@ -94,6 +96,8 @@ pub struct Publish {
     pub ended: Option<EndReason>,
     /// The session's state may be incomplete.
     pub dirty: bool,
+    /// The agent says nothing, on a connection that is open.
+    pub silent: bool,
 }
 
 /// A claim that was granted.
@@ -146,12 +150,14 @@ impl NotNow {
 /// The sessions of one connection.
 #[derive(Debug)]
 pub struct Connection {
-    limits: Limits,
+    pub(crate) limits: Limits,
     sessions: HashMap<InstanceUid, Session>,
+    /// When sessions are to be looked at: each has its own moment, and those of sessions that are gone stay.
+    pub(crate) due: BTreeSet<(Timestamp, InstanceUid)>,
     rekeying: Rekeying,
     /// Bytes of the messages that wait in all sessions.
     waiting_bytes: usize,
-    outputs: VecDeque<Output>,
+    pub(crate) outputs: VecDeque<Output>,
 }
 
 impl Connection {
@@ -160,6 +166,7 @@ impl Connection {
         Self {
             limits,
             sessions: HashMap::new(),
+            due: BTreeSet::new(),
             rekeying: Rekeying::default(),
             waiting_bytes: 0,
             outputs: VecDeque::new(),
@@ -239,6 +246,7 @@ impl Connection {
                 self.pump(uid, now);
             }
         }
+        self.look(uid);
         uid
     }
 
@@ -249,6 +257,7 @@ impl Connection {
                 session.phase = Phase::Active(Box::new(Active::new(uid, claimed, false)));
                 self.rekeying.forget(uid);
                 self.pump(uid, now);
+                self.look(uid);
             }
             // The connection was closed meanwhile: nobody is there to hold the agent.
             _ => self.outputs.push_back(Output::Ended { uid, session: claimed.session }),
@@ -273,6 +282,7 @@ impl Connection {
             session.phase = Phase::Active(Box::new(Active::new(new_uid, claimed, true)));
             self.sessions.insert(new_uid, session);
             self.pump(new_uid, now);
+            self.look(new_uid);
             return true;
         }
         self.forget_claim(uid, |head, _| turned_away(head.uid, None, false));
@@ -331,10 +341,17 @@ impl Connection {
         if active.claimed.session == session {
             active.announced |= result.is_ok();
         }
-        let InFlight::Message(head) = in_flight else { return self.settle_ending(uid, now) };
+        let InFlight::Message(head) = in_flight else {
+            if let InFlight::Silence(silent) = in_flight {
+                active.told_silence(silent, result.is_ok(), now);
+            }
+            self.settle_ending(uid, now);
+            return self.look(uid);
+        };
         let custom = active.custom.take();
         match result {
             Ok(()) => {
+                active.hearing.told = false;
                 let settled = active.settled(&head);
                 let answer = active.answer(&head, now);
                 if head.is_disconnect() {
@@ -350,6 +367,7 @@ impl Connection {
             }
         }
         self.settle_ending(uid, now);
+        self.look(uid);
     }
 
     /// After something in flight: ends the session if it is to end, else goes on.
@@ -386,6 +404,7 @@ impl Connection {
                         message: None,
                         ended: None,
                         dirty,
+                        silent: active.hearing.told,
                     };
                     let session = claimed.session;
                     self.outputs.push_back(Output::Settled { uid, session, sequence_num });
@@ -394,6 +413,7 @@ impl Connection {
             }
             None => self.outputs.push_back(Output::Ended { uid, session: claimed.session }),
         }
+        self.look(uid);
     }
 
     /// The connection is gone or is being closed: every session ends for this reason.
@@ -437,6 +457,7 @@ impl Connection {
         active.tracker.mark_dirty();
         active.tracker.asked(now);
         self.ask(uid);
+        self.look(uid);
     }
 
     /// Asks an agent for the list of its available components, if the session is there.
@@ -467,28 +488,6 @@ impl Connection {
         Ok(())
     }
 
-    /// When [`Connection::timeout`] is due.
-    pub fn poll_timeout(&self) -> Option<Timestamp> {
-        self.sessions.values().filter_map(|session| session.ask_due()).min()
-    }
-
-    /// Asks those agents for full state whose time has come.
-    pub fn timeout(&mut self, now: Timestamp) {
-        let mut due: Vec<_> = self
-            .sessions
-            .iter()
-            .filter(|(_, session)| session.ask_due().is_some_and(|due| due <= now))
-            .map(|(uid, _)| *uid)
-            .collect();
-        due.sort_unstable();
-        for uid in due {
-            if let Some(active) = self.active(uid) {
-                active.tracker.asked(now);
-                self.ask(uid);
-            }
-        }
-    }
-
     /// The session that speaks for an agent on this connection.
     pub fn session(&self, uid: InstanceUid) -> Option<SessionId> {
         match &self.sessions.get(&uid)?.phase {
@@ -507,7 +506,7 @@ impl Connection {
         self.waiting_bytes
     }
 
-    fn active(&mut self, uid: InstanceUid) -> Option<&mut Active> {
+    pub(crate) fn active(&mut self, uid: InstanceUid) -> Option<&mut Active> {
         match &mut self.sessions.get_mut(&uid)?.phase {
             Phase::Active(active) => Some(active),
             Phase::Claiming => None,
@@ -518,7 +517,7 @@ impl Connection {
         self.outputs.push_back(Output::Send(Reply::BadRequest { uid, reason }));
     }
 
-    fn ask(&mut self, uid: InstanceUid) {
+    pub(crate) fn ask(&mut self, uid: InstanceUid) {
         self.outputs.push_back(Output::Send(Reply::Answer {
             uid,
             first: false,
@@ -565,6 +564,7 @@ impl Connection {
                 message: None,
                 ended: active.ending,
                 dirty: active.tracker.is_dirty(),
+                silent: false,
             };
             self.outputs.push_back(Output::Publish(publish));
         }

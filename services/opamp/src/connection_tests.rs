@@ -500,7 +500,7 @@ fn one_agent_of_a_connection_does_not_hold_up_another() {
 
 #[test]
 fn a_connection_carries_a_bounded_number_of_agents() {
-    let mut connection = Connection::new(Limits { max_sessions: 1 });
+    let mut connection = Connection::new(Limits { max_sessions: 1, ..Limits::default() });
     connection.frame(&frame(&full(1, 0)), NOW);
     connection.frame(&frame(&full(2, 0)), NOW);
     assert_eq!(words(&mut connection), ["claim", "error: this connection already carries 1 agents"]);

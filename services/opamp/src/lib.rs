@@ -7,3 +7,4 @@ pub mod head;
 mod rekeying;
 pub mod reply;
 mod session;
+mod timing;

@@ -11,6 +11,7 @@ use muster_domain::sequence::{Step, Tracker};
 use crate::connection::{Claimed, Output, Publish};
 use crate::head::Head;
 use crate::reply::Reply;
+use crate::timing::Hearing;
 
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -33,6 +34,8 @@ pub(crate) enum InFlight {
     Message(Head),
     /// The start of a session that took the place of another on this connection.
     Start,
+    /// That the agent is silent, or is no longer.
+    Silence(bool),
 }
 
 #[derive(Debug)]
@@ -59,18 +62,14 @@ pub(crate) struct Active {
     pub(crate) in_flight: Option<(SessionId, InFlight)>,
     /// The session is to end for this reason once the log has what is in flight.
     pub(crate) ending: Option<EndReason>,
+    pub(crate) hearing: Hearing,
+    /// When the session is to be looked at, as [`Connection`](crate::connection::Connection) has it noted.
+    pub(crate) due: Option<Timestamp>,
 }
 
 impl Session {
     pub(crate) fn waiting_bytes(&self) -> usize {
         self.waiting.iter().map(|(_, message)| message.len()).sum()
-    }
-
-    pub(crate) fn ask_due(&self) -> Option<Timestamp> {
-        match &self.phase {
-            Phase::Active(active) if active.is_free() => active.tracker.ask_due(),
-            _ => None,
-        }
     }
 }
 
@@ -89,6 +88,8 @@ impl Active {
             custom: None,
             in_flight: None,
             ending: None,
+            hearing: Hearing::default(),
+            due: None,
         }
     }
 
@@ -110,17 +111,18 @@ impl Active {
         now: Timestamp,
         outputs: &mut VecDeque<Output>,
     ) {
+        self.hearing.hear(head.capabilities, now);
         let unnumbered = head.is_unnumbered();
         if !unnumbered && self.tracker.step(head.numbered()) == Step::Repeat {
             outputs.push_back(self.answer(&head, now));
-            return;
+            return self.tell_if_silent(outputs);
         }
         let unchanged = head.capabilities == AgentCapabilities::default()
             || (head.capabilities == self.capabilities && self.announced);
         if head.is_plain() && unchanged && self.announced {
             outputs.push_back(self.settled(&head));
             outputs.push_back(self.answer(&head, now));
-            return;
+            return self.tell_if_silent(outputs);
         }
         if head.capabilities != AgentCapabilities::default() {
             self.capabilities = head.capabilities;
@@ -136,7 +138,15 @@ impl Active {
             message: Some((head, message)),
             ended: head.is_disconnect().then_some(EndReason::AgentDisconnect),
             dirty: self.tracker.is_dirty(),
+            silent: false,
         }));
+    }
+
+    /// An agent that the log knows as silent was heard, and nothing of it is published that says so.
+    fn tell_if_silent(&mut self, outputs: &mut VecDeque<Output>) {
+        if self.hearing.told && self.announced {
+            outputs.push_back(self.tell_silence(false));
+        }
     }
 
     /// A dirty session settles nothing: whoever takes the agent over must ask as well.

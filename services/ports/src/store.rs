@@ -18,6 +18,7 @@ use muster_domain::ids::{
     Timestamp,
 };
 use muster_domain::intent::{Intent, IntentChange};
+use muster_domain::liveness::AgentFilter;
 use muster_domain::report::{Components, ComponentsKey, ConfigMap};
 use muster_domain::selector::AgentSelector;
 use uuid::Uuid;
@@ -218,17 +219,29 @@ pub trait FleetStore: Send + Sync {
     /// One agent and its effective config.
     async fn agent(&self, key: &AgentKey) -> Result<Option<(StoredAgent, Option<ConfigMap>)>, EngineError>;
 
-    /// A page of the tenant's agents that the selector matches, as [`matches`] says, in order of their
-    /// uids, after `after`. A page of fewer than `limit` agents is the last one.
+    /// A page of the tenant's agents that the selector matches, as [`matches`] says, and the filter, in
+    /// order of their uids, after `after`. A page of fewer than `limit` agents is the last one.
     ///
     /// [`matches`]: muster_domain::desired::matches
+    async fn find(
+        &self,
+        tenant: &Tenant,
+        selector: &AgentSelector,
+        filter: &AgentFilter,
+        after: Option<InstanceUid>,
+        limit: usize,
+    ) -> Result<Vec<StoredAgent>, EngineError>;
+
+    /// As [`find`](Self::find), without a filter.
     async fn page(
         &self,
         tenant: &Tenant,
         selector: &AgentSelector,
         after: Option<InstanceUid>,
         limit: usize,
-    ) -> Result<Vec<StoredAgent>, EngineError>;
+    ) -> Result<Vec<StoredAgent>, EngineError> {
+        self.find(tenant, selector, &AgentFilter::default(), after, limit).await
+    }
 
     /// Id of the cluster whose store this is: made by the first call, and then for ever the same.
     async fn cluster(&self) -> Result<Uuid, EngineError>;

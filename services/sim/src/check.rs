@@ -98,6 +98,7 @@ struct Entry {
     peer: Option<String>,
     report: Option<AgentToServer>,
     ended: Option<EndReason>,
+    silent: bool,
 }
 
 impl Entry {
@@ -112,9 +113,12 @@ impl Entry {
             incarnation: envelope.incarnation.as_ref().try_into().ok()?,
             sequence_num: envelope.sequence_num,
             peer: envelope.started.map(|started| started.remote_addr),
+            silent: envelope.silent,
             report: report.and_then(|report| AgentToServer::decode(report.clone()).ok()),
             ended: envelope.ended.map(|ended| match ended.reason() {
                 bus::EndReason::AgentDisconnect => EndReason::AgentDisconnect,
+                bus::EndReason::Closed => EndReason::Closed,
+                bus::EndReason::Operator => EndReason::Operator,
                 bus::EndReason::GatewayStopped => EndReason::GatewayStopped,
                 bus::EndReason::Superseded => EndReason::Superseded,
                 bus::EndReason::Silent => EndReason::Silent,

@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use muster_domain::ids::{AgentKey, InstanceUid, Tenant};
+use muster_domain::liveness::AgentFilter;
 use muster_domain::report::{ConfigFile, ConfigMap};
 use muster_domain::selector::AgentSelector;
 use muster_ports::EngineError;
@@ -39,14 +40,15 @@ impl FleetStore for PostgresStore {
         Ok(Some((stored_agent(&row)?, effective_config(&row, key)?)))
     }
 
-    async fn page(
+    async fn find(
         &self,
         tenant: &Tenant,
         selector: &AgentSelector,
+        filter: &AgentFilter,
         after: Option<InstanceUid>,
         rows: usize,
     ) -> Result<Vec<StoredAgent>, EngineError> {
-        let (sql, arguments) = page(tenant, selector, after, rows).map_err(failed("agents"))?;
+        let (sql, arguments) = page(tenant, (selector, filter), after, rows).map_err(failed("agents"))?;
         // Planned anew each time: how many agents a value selects is what a good plan depends on.
         let found = query_with(AssertSqlSafe(sql), arguments).persistent(false);
         call!(self, |connection| async { stored_agents(found.fetch_all(connection).await) })
@@ -67,7 +69,7 @@ impl FleetStore for PostgresStore {
 /// them.
 fn page(
     tenant: &Tenant,
-    selector: &AgentSelector,
+    (selector, wanted): (&AgentSelector, &AgentFilter),
     after: Option<InstanceUid>,
     rows: usize,
 ) -> Result<(String, PgArguments), sqlx::Error> {
@@ -77,6 +79,7 @@ fn page(
     let not = filter.bind(after.map(|uid| uid.0))?;
     let limit = filter.bind(limit(rows))?;
     filter.and(selector, &tenant)?;
+    filter.and_also(wanted)?;
     // An agent that another cell has with a later session is shown as that cell has it.
     let sql = format!(
         "WITH found AS MATERIALIZED (SELECT a.tenant, a.uid, a.cell, a.labels FROM agents AS a \

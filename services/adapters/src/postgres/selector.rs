@@ -1,6 +1,7 @@
 //! Selectors as conditions in SQL, that the index on what selectors see can answer.
 
 use muster_domain::desired::NAME_LABEL;
+use muster_domain::liveness::AgentFilter;
 use muster_domain::report::Description;
 use muster_domain::selector::{AgentSelector, Condition, MAX_VALUE, Requirement};
 use serde_json::{Map, Value};
@@ -10,6 +11,18 @@ use uuid::Uuid;
 
 /// What a selector sees of an agent `a`; the index is on exactly this.
 const SEEN: &str = "(a.attributes || a.labels)";
+/// As `muster_domain::liveness` tells it of the session of an agent `a`; NULL where it has none.
+const LIVENESS: &str = "(SELECT CASE \
+    WHEN s.ended_at IS NULL AND s.silent_since >= s.started_at THEN 'unreachable' \
+    WHEN s.ended_at IS NULL THEN 'connected' \
+    WHEN s.end_reason = 'agent_disconnect' THEN 'shut_down' \
+    WHEN s.end_reason = 'silent' OR s.end_reason = 'connection_lost' AND s.end_detail IS NULL THEN 'unreachable' \
+    ELSE 'disconnected' END \
+    FROM sessions AS s WHERE s.tenant = a.tenant AND s.uid = a.uid AND s.cell = a.cell)";
+/// Whether an agent `a` has drifted. The column has an index; the state tells by its beginning, also where a
+/// version wrote it that does not know the column.
+const DRIFTED: &str = "EXISTS (SELECT 1 FROM agent_states AS d WHERE d.tenant = a.tenant AND d.uid = a.uid \
+    AND d.cell = a.cell AND d.drifted AND starts_with(d.state, '{\"drift\":{'))";
 /// Stands for every value that no selector can name: they hold no control characters.
 const UNNAMEABLE: &str = "\u{1}";
 
@@ -70,6 +83,20 @@ impl Filter {
         }
         if !any.is_empty() {
             self.sql.push_str(&format!(" AND ({})", any.join(" OR ")));
+        }
+        Ok(())
+    }
+
+    /// Adds ` AND` the filter, for agents `a`.
+    pub(super) fn and_also(&mut self, filter: &AgentFilter) -> Result<(), sqlx::Error> {
+        if !filter.liveness.is_empty() {
+            let names: Vec<&str> = filter.liveness.iter().map(|liveness| liveness.name()).collect();
+            let names = self.bind(names)?;
+            self.sql.push_str(&format!(" AND coalesce({LIVENESS}, 'disconnected') = ANY({names})"));
+        }
+        if let Some(drifted) = filter.drifted {
+            let not = if drifted { "" } else { "NOT " };
+            self.sql.push_str(&format!(" AND {not}{DRIFTED}"));
         }
         Ok(())
     }

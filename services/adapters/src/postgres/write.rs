@@ -8,7 +8,7 @@ use sqlx::{PgConnection, query};
 use uuid::Uuid;
 
 use super::error::refused;
-use super::rows::{session_names, signed, to_json};
+use super::rows::{SessionNames, signed, to_json};
 use super::selector::selectable;
 
 /// Bytes of files past which another statement is begun: a message to the server has a limit.
@@ -45,6 +45,7 @@ struct AgentColumns<'a> {
     config_files: Vec<Option<i32>>,
     attributes: Vec<String>,
     digests: Vec<Uuid>,
+    drifted: Vec<bool>,
 }
 
 /// What attributes are known by, in the one type of 16 bytes that the server has.
@@ -63,6 +64,7 @@ impl<'a> AgentColumns<'a> {
         self.states.push(to_json("agent_states", &agent.state)?);
         self.healthy.push(agent.state.health.as_ref().map(|health| health.healthy));
         self.config_files.push(config.map(count));
+        self.drifted.push(agent.state.drift.is_some());
         let attributes = to_json("agents", &selectable(agent.state.description.as_ref()))?;
         self.digests.push(digest(&attributes));
         self.attributes.push(attributes);
@@ -86,7 +88,7 @@ pub(super) async fn write_agents(
     // An agent whose attributes are as they were is not touched, not even by a lock.
     query(
         "WITH r AS MATERIALIZED (SELECT * FROM unnest($3::text[], $4::uuid[], $5::text[], $6::bool[], $7::int4[], \
-         $8::text[], $9::uuid[]) AS r (tenant, uid, state, healthy, config_files, attributes, digest)), \
+         $8::text[], $9::uuid[], $10::bool[]) AS r (tenant, uid, state, healthy, config_files, attributes, digest, drifted)), \
          seen AS (INSERT INTO agents (tenant, uid, cell, partition, attributes, digest, labels) \
          SELECT r.tenant, r.uid, $1, $2, r.attributes::jsonb, r.digest, coalesce((SELECT jsonb_object_agg(l.key, l.value) \
          FROM labels AS l WHERE l.tenant = r.tenant AND l.uid = r.uid), '{}') FROM r \
@@ -94,10 +96,10 @@ pub(super) async fn write_agents(
          AND a.partition = $2 AND a.digest = r.digest) \
          ON CONFLICT (tenant, uid, cell) DO UPDATE SET partition = excluded.partition, \
          attributes = excluded.attributes, digest = excluded.digest) \
-         INSERT INTO agent_states AS st (tenant, uid, cell, state, healthy, config_files) \
-         SELECT tenant, uid, $1, state, healthy, config_files FROM r \
+         INSERT INTO agent_states AS st (tenant, uid, cell, state, healthy, config_files, drifted) \
+         SELECT tenant, uid, $1, state, healthy, config_files, drifted FROM r \
          ON CONFLICT (tenant, uid, cell) DO UPDATE SET state = excluded.state, healthy = excluded.healthy, \
-         config_files = coalesce(excluded.config_files, st.config_files)",
+         config_files = coalesce(excluded.config_files, st.config_files), drifted = excluded.drifted",
     )
     .bind(commit.cell.as_str())
     .bind(i32::from(commit.partition.number()))
@@ -108,6 +110,7 @@ pub(super) async fn write_agents(
     .bind(columns.config_files)
     .bind(columns.attributes)
     .bind(columns.digests)
+    .bind(columns.drifted)
     .execute(connection)
     .await
     .map_err(refused("agents"))?;
@@ -127,11 +130,13 @@ struct SessionColumns<'a> {
     started_at: Vec<i64>,
     ended_at: Vec<Option<i64>>,
     end_reasons: Vec<Option<String>>,
+    end_details: Vec<Option<String>>,
+    silent_since: Vec<Option<i64>>,
 }
 
 impl<'a> SessionColumns<'a> {
     fn push(&mut self, key: &'a AgentKey, session: &'a Session) -> Result<(), CommitError> {
-        let (transport, end_reason) = session_names(session)?;
+        let SessionNames { transport, end_reason, end_detail } = SessionNames::of(session)?;
         self.keys.push(key);
         self.ids.push(session.id.0);
         self.claims.push(signed(session.claim.0));
@@ -142,6 +147,8 @@ impl<'a> SessionColumns<'a> {
         self.started_at.push(signed(session.started_at.0));
         self.ended_at.push(session.ended.map(|(at, _)| signed(at.0)));
         self.end_reasons.push(end_reason);
+        self.end_details.push(end_detail);
+        self.silent_since.push(session.silent_since.map(|at| signed(at.0)));
         Ok(())
     }
 }
@@ -164,16 +171,17 @@ pub(super) async fn write_sessions(
         return Ok(());
     }
     query(
-        "WITH gone AS (DELETE FROM sessions AS s USING unnest($14::text[], $15::uuid[]) AS k (tenant, uid) \
+        "WITH gone AS (DELETE FROM sessions AS s USING unnest($16::text[], $17::uuid[]) AS k (tenant, uid) \
          WHERE s.tenant = k.tenant AND s.uid = k.uid AND s.cell = $1) \
          INSERT INTO sessions (cell, partition, tenant, uid, session_id, claim, gateway, incarnation, transport, \
-         remote_addr, started_at, ended_at, end_reason) \
+         remote_addr, started_at, ended_at, end_reason, end_detail, silent_since) \
          SELECT $1, $2, r.* FROM unnest($3::text[], $4::uuid[], $5::uuid[], $6::int8[], $7::text[], $8::uuid[], \
-         $9::text[], $10::text[], $11::int8[], $12::int8[], $13::text[]) AS r \
+         $9::text[], $10::text[], $11::int8[], $12::int8[], $13::text[], $14::text[], $15::int8[]) AS r \
          ON CONFLICT (tenant, uid, cell) DO UPDATE SET partition = excluded.partition, \
          session_id = excluded.session_id, claim = excluded.claim, gateway = excluded.gateway, \
          incarnation = excluded.incarnation, transport = excluded.transport, remote_addr = excluded.remote_addr, \
-         started_at = excluded.started_at, ended_at = excluded.ended_at, end_reason = excluded.end_reason",
+         started_at = excluded.started_at, ended_at = excluded.ended_at, end_reason = excluded.end_reason, \
+         end_detail = excluded.end_detail, silent_since = excluded.silent_since",
     )
     .bind(commit.cell.as_str())
     .bind(i32::from(commit.partition.number()))
@@ -188,6 +196,8 @@ pub(super) async fn write_sessions(
     .bind(columns.started_at)
     .bind(columns.ended_at)
     .bind(columns.end_reasons)
+    .bind(columns.end_details)
+    .bind(columns.silent_since)
     .bind(gone.tenants)
     .bind(gone.uids)
     .execute(connection)

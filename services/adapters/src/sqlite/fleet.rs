@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use muster_domain::desired::matches;
 use muster_domain::ids::{AgentKey, InstanceUid, Tenant};
+use muster_domain::liveness::AgentFilter;
 use muster_domain::report::{ConfigFile, ConfigMap};
 use muster_domain::selector::AgentSelector;
 use muster_ports::EngineError;
@@ -41,20 +42,24 @@ impl FleetStore for SqliteStore {
         Ok(Some((stored_agent(&row)?, config)))
     }
 
-    async fn page(
+    async fn find(
         &self,
         tenant: &Tenant,
         selector: &AgentSelector,
+        filter: &AgentFilter,
         mut after: Option<InstanceUid>,
         rows: usize,
     ) -> Result<Vec<StoredAgent>, EngineError> {
-        let scan = if *selector == AgentSelector::default() { rows } else { SCAN };
+        let all = *selector == AgentSelector::default() && *filter == AgentFilter::default();
+        let scan = if all { rows } else { SCAN };
         let mut page = Vec::new();
         while page.len() < rows {
             let scanned = self.scan(tenant, after, scan).await?;
             let is_last = scanned.len() < scan;
             after = scanned.last().map(|stored| stored.agent.key.uid);
-            let found = scanned.into_iter().filter(|stored| matches(selector, &stored.agent, &stored.labels));
+            let found = scanned.into_iter().filter(|stored| {
+                matches(selector, &stored.agent, &stored.labels) && filter.matches(&stored.agent)
+            });
             page.extend(found.take(rows - page.len()));
             if is_last {
                 break;

@@ -18,7 +18,7 @@ macro_rules! select_agents {
     ($from:literal) => {
         concat!(
             "SELECT a.tenant, a.uid, a.state, s.session_id, s.claim, s.gateway, s.incarnation, s.transport, \
-             s.remote_addr, s.started_at, s.ended_at, s.end_reason, \
+             s.remote_addr, s.started_at, s.ended_at, s.end_reason, s.end_detail, s.silent_since, \
              (SELECT json_group_object(l.key, l.value) FROM labels l WHERE l.tenant = a.tenant AND l.uid = a.uid) \
              AS labels ",
             $from
@@ -130,9 +130,11 @@ fn session(reading: &Reading<'_>) -> Result<Option<Session>, EngineError> {
         return Ok(None);
     }
     let ended = match reading.get::<Option<i64>>("ended_at")? {
-        Some(at) => Some((Timestamp(unsigned(at)), reading.named::<EndReason>("end_reason")?)),
+        Some(at) => Some((Timestamp(unsigned(at)), end_reason(reading)?)),
         None => None,
     };
+    let started_at = Timestamp(reading.unsigned("started_at")?);
+    let silent_since = reading.get::<Option<i64>>("silent_since")?.map(|at| Timestamp(unsigned(at)));
     Ok(Some(Session {
         id: reading.id::<SessionId>("session_id")?,
         claim: Claim(reading.unsigned("claim")?),
@@ -140,13 +142,38 @@ fn session(reading: &Reading<'_>) -> Result<Option<Session>, EngineError> {
         incarnation: reading.id::<Incarnation>("incarnation")?,
         transport: reading.named::<Transport>("transport")?,
         remote_addr: reading.get("remote_addr")?,
-        started_at: Timestamp(reading.unsigned("started_at")?),
+        started_at,
         ended,
+        // A version that does not know the column leaves that of another session there.
+        silent_since: silent_since.filter(|silent| ended.is_none() && *silent >= started_at),
     }))
 }
 
-/// Names of a session's variants, as columns hold them: transport and reason of the end.
-pub(super) fn session_names(session: &Session) -> Result<(String, Option<String>), EngineError> {
-    let reason = session.ended.map(|(_, reason)| name_of(&reason)).transpose()?;
-    Ok((name_of(&session.transport)?, reason))
+/// Why a session ended. A later version may know of more reasons than this one.
+fn end_reason(reading: &Reading<'_>) -> Result<EndReason, EngineError> {
+    let known = reading.named("end_reason").unwrap_or(EndReason::ConnectionLost);
+    let Some(detail) = reading.get::<Option<String>>("end_detail")? else { return Ok(known) };
+    let detail: Option<EndReason> = serde_json::from_value(Value::String(detail)).ok();
+    Ok(detail.filter(|detail| detail.known_to_all() == known).unwrap_or(known))
+}
+
+/// Names of a session's variants, as columns hold them.
+pub(super) struct SessionNames {
+    pub(super) transport: String,
+    /// Why it ended, as every version of the program knows it.
+    pub(super) end_reason: Option<String>,
+    /// Why it ended, if that does not tell.
+    pub(super) end_detail: Option<String>,
+}
+
+impl SessionNames {
+    pub(super) fn of(session: &Session) -> Result<Self, EngineError> {
+        let reason = session.ended.map(|(_, reason)| reason);
+        let detail = reason.filter(|reason| *reason != reason.known_to_all());
+        Ok(Self {
+            transport: name_of(&session.transport)?,
+            end_reason: reason.map(|reason| name_of(&reason.known_to_all())).transpose()?,
+            end_detail: detail.map(|detail| name_of(&detail)).transpose()?,
+        })
+    }
 }

@@ -16,7 +16,7 @@ use sqlx::{SqliteConnection, query};
 use uuid::Uuid;
 
 use super::error::failed;
-use super::rows::{Reading, limit, session_names, signed, to_json};
+use super::rows::{Reading, SessionNames, limit, signed, to_json};
 
 /// The partition that a commit's agents are in.
 pub(super) struct Home<'a> {
@@ -42,6 +42,8 @@ struct SessionRow<'a>(
     i64,
     Option<i64>,
     Option<String>,
+    Option<String>,
+    Option<i64>,
 );
 
 /// Writes these agents' parts that are to be written, and every part of those that are new.
@@ -110,7 +112,7 @@ fn agent_row(agent: &Agent, files: Option<usize>) -> Result<AgentRow<'_>, Engine
 }
 
 fn session_row<'a>(key: &'a AgentKey, session: &'a Session) -> Result<SessionRow<'a>, EngineError> {
-    let (transport, end_reason) = session_names(session)?;
+    let SessionNames { transport, end_reason, end_detail } = SessionNames::of(session)?;
     Ok(SessionRow(
         key.tenant.as_str(),
         key.uid,
@@ -123,6 +125,8 @@ fn session_row<'a>(key: &'a AgentKey, session: &'a Session) -> Result<SessionRow
         signed(session.started_at.0),
         session.ended.map(|(at, _)| signed(at.0)),
         end_reason,
+        end_detail,
+        session.silent_since.map(|at| signed(at.0)),
     ))
 }
 
@@ -161,9 +165,10 @@ async fn upsert_sessions(
     }
     query(
         "INSERT OR REPLACE INTO sessions (tenant, uid, cell, partition, session_id, claim, gateway, \
-         incarnation, transport, remote_addr, started_at, ended_at, end_reason) \
+         incarnation, transport, remote_addr, started_at, ended_at, end_reason, end_detail, silent_since) \
          SELECT value ->> 0, unhex(value ->> 1, '-'), $2, $3, unhex(value ->> 2, '-'), value ->> 3, value ->> 4, \
-         unhex(value ->> 5, '-'), value ->> 6, value ->> 7, value ->> 8, value ->> 9, value ->> 10 \
+         unhex(value ->> 5, '-'), value ->> 6, value ->> 7, value ->> 8, value ->> 9, value ->> 10, \
+         value ->> 11, value ->> 12 \
          FROM json_each($1)",
     )
     .bind(to_json("sessions", &rows)?)

@@ -60,6 +60,7 @@ fn session(number: u128) -> Session {
         remote_addr: "10.0.0.1:5000".to_owned(),
         started_at: Timestamp(1_790_000_000_000_000),
         ended: None,
+        silent_since: None,
     }
 }
 

@@ -280,7 +280,16 @@ impl Happened {
                 info!(event = "agent_connected", %tenant, %agent_id, agent_version, remote_addr, "an agent connected");
             }
             AgentEvent::Disconnected(reason) => {
-                info!(event = "agent_disconnected", %tenant, %agent_id, agent_version, remote_addr, ?reason, "an agent disconnected");
+                metrics.sessions_ended.with_label_values(&[reason.name()]).inc();
+                let liveness = reason.liveness().name();
+                info!(event = "agent_disconnected", %tenant, %agent_id, agent_version, remote_addr, liveness, ?reason, "an agent disconnected");
+            }
+            AgentEvent::Unreachable => {
+                metrics.silences.inc();
+                warn!(event = "agent_unreachable", %tenant, %agent_id, agent_version, remote_addr, "an agent has fallen silent on a connection that is open");
+            }
+            AgentEvent::Reachable => {
+                info!(event = "agent_reachable", %tenant, %agent_id, agent_version, remote_addr, "an agent that was silent is heard again");
             }
             AgentEvent::ConfigApplied { hash, took } => {
                 // Agents also report as applied what nobody offered.

@@ -21,6 +21,12 @@ pub enum AgentsCommand {
         /// Only agents that this selects, by labels and attributes: 'env=prod,os.type in (linux,windows)'.
         #[arg(short = 'l', long, value_name = "SELECTOR")]
         selector: Option<String>,
+        /// Only agents that are one of these: connected, unreachable, disconnected, shut_down.
+        #[arg(long, value_name = "KIND,...")]
+        liveness: Option<String>,
+        /// Only agents that run something else than the config that they had applied.
+        #[arg(long)]
+        drifted: bool,
         /// At most so many agents.
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         limit: Option<u64>,
@@ -69,9 +75,11 @@ pub enum AgentsCommand {
 impl AgentsCommand {
     pub(super) async fn run(self, client: &Client, printer: &mut Printer<'_>) -> Result<(), CliError> {
         match self {
-            Self::List { selector, limit } => {
-                let query: Vec<_> =
-                    selector.as_deref().map(|selector| ("selector", selector)).into_iter().collect();
+            Self::List { selector, liveness, drifted, limit } => {
+                let mut query = Vec::new();
+                query.extend(selector.as_deref().map(|selector| ("selector", selector)));
+                query.extend(liveness.as_deref().map(|liveness| ("liveness", liveness)));
+                query.extend(drifted.then_some(("drifted", "true")));
                 let limit = limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
                 let answer = client.list(&["agents"], &query, limit).await?;
                 printer.print(answer, |answer| Ok(list(client.read(answer)?, OffsetDateTime::now_utc())))
@@ -150,6 +158,7 @@ struct Labels {
 struct Agent {
     instance_uid: String,
     connected: bool,
+    liveness: String,
     healthy: Option<bool>,
     status: String,
     last_seen: Option<String>,
@@ -247,12 +256,22 @@ struct Session {
     started_at: Option<String>,
     ended_at: Option<String>,
     end_reason: Option<String>,
+    silent_since: Option<String>,
 }
 
 impl Agent {
     fn attribute(&self, key: &str) -> String {
         let Attributes { identifying, non_identifying } = &self.attributes;
         identifying.get(key).or_else(|| non_identifying.get(key)).map(plain).unwrap_or_default()
+    }
+
+    /// Whether it is there, and if not, why in a word.
+    fn connected(&self) -> String {
+        match self.liveness.as_str() {
+            "unreachable" => "unreachable".to_owned(),
+            "shut_down" => "shut down".to_owned(),
+            _ => yes_or_no(Some(self.connected)),
+        }
     }
 
     /// How far it is with its remote config, in a word.
@@ -272,7 +291,7 @@ fn list(agents: Agents, now: OffsetDateTime) -> String {
             agent.instance_uid.clone(),
             or_dash(&agent.attribute("service.name")),
             or_dash(&agent.attribute("service.version")),
-            yes_or_no(Some(agent.connected)),
+            agent.connected(),
             yes_or_no(agent.healthy),
             agent.config(),
             age(agent.last_seen.as_deref(), now),
@@ -295,7 +314,7 @@ fn page(agent: Agent, now: OffsetDateTime) -> String {
                 ("instance_uid", agent.instance_uid.clone()),
                 ("name", agent.attribute("service.name")),
                 ("version", agent.attribute("service.version")),
-                ("connected", yes_or_no(Some(agent.connected))),
+                ("connected", agent.connected()),
                 ("healthy", yes_or_no(agent.healthy)),
                 ("status", agent.status.clone()),
                 ("last seen", moment(agent.last_seen.as_deref(), now)),
@@ -315,6 +334,7 @@ fn page(agent: Agent, now: OffsetDateTime) -> String {
                 ("started", moment(session.started_at.as_deref(), now)),
                 ("ended", moment(session.ended_at.as_deref(), now)),
                 ("reason", session.end_reason.clone().unwrap_or_default()),
+                ("silent since", moment(session.silent_since.as_deref(), now)),
             ],
         );
     }

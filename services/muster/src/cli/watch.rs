@@ -18,8 +18,8 @@ const MAX_EVENT: usize = 4 << 20;
 /// Arguments of `muster watch`.
 #[derive(Debug, Clone, Args)]
 pub struct WatchArgs {
-    /// Only these kinds of events: connected, disconnected, health, config_applied, config_failed,
-    /// drifted, drift_ended, custom_message.
+    /// Only these kinds of events: connected, disconnected, unreachable, reachable, health,
+    /// config_applied, config_failed, drifted, drift_ended, custom_message.
     #[arg(long, value_name = "KIND,...")]
     kinds: Option<String>,
     /// Only events of this agent.
@@ -35,6 +35,7 @@ struct Happened {
     at: String,
     remote_addr: String,
     reason: String,
+    liveness: String,
     healthy: Option<bool>,
     config_hash: String,
     error_message: String,
@@ -129,7 +130,8 @@ fn line(kind: &str, event: &Happened) -> String {
     }
     let what = match kind {
         "connected" => format!("from {}", or_dash(&event.remote_addr)),
-        "disconnected" => event.reason.clone(),
+        "disconnected" if event.liveness.is_empty() => event.reason.clone(),
+        "disconnected" => format!("{} ({})", event.liveness.replace('_', " "), event.reason),
         "health" => if event.healthy == Some(true) { "healthy" } else { "unhealthy" }.to_owned(),
         "config_applied" => event.config_hash.clone(),
         "config_failed" => format!("{} {}", or_dash(&event.config_hash), event.error_message),

@@ -46,6 +46,11 @@ section! {
         max_connections: usize = key(whole(1), 10_000);
         /// Largest message that an agent may send; 128 MiB at most with `bus.type: nats`.
         max_message_size: usize = key(bytes(), 64 << 20);
+        /// Most agents on one connection; messages of further ones are refused.
+        max_agents_per_connection: usize = key(whole(1), 10_000);
+        /// An agent that reports heartbeats is unreachable after so long without a message of it, though its
+        /// connection is open. One that is found to report more seldom gets three times its own interval.
+        agent_silent_after: Duration = key(duration(), Duration::from_secs(90));
     }
 }
 

@@ -10,10 +10,12 @@ mod events;
 mod fleet;
 mod interop;
 mod large;
+mod liveness;
 mod path;
 mod quirks;
 mod reports;
 mod restart;
+mod shared;
 mod tls;
 
 use std::time::Duration;

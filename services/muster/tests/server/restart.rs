@@ -51,7 +51,9 @@ async fn after_kill_9_agents_converge_without_an_operator() {
             tokio::time::sleep(QUIET).await;
         }
     });
-    assert_eq!(view.await.unwrap()["session"]["end_reason"], "gateway_lost");
+    let view = view.await.unwrap();
+    assert_eq!(view["session"]["end_reason"], "gateway_lost");
+    assert_eq!(view["liveness"], "disconnected", "it is no fault of the agent");
     muster.assert_no_errors();
 }
 
@@ -67,5 +69,6 @@ async fn a_stop_in_order_closes_connections_and_records_it() {
     muster.restart().await;
     let view = agent_has(&muster, uid, "/connected", false).await;
     assert_eq!(view["session"]["end_reason"], "gateway_stopped");
+    assert_eq!(view["liveness"], "disconnected");
     muster.assert_no_errors();
 }

@@ -84,6 +84,7 @@ pub async fn all<S: Store>(make: impl AsyncFn() -> S) {
     fleet::tenants_are_apart(&make().await).await;
     fleet::an_agent_of_two_cells_is_shown_once(&make().await).await;
     fleet::a_selector_filters(&make().await).await;
+    fleet::a_filter_finds_agents_by_liveness_and_drift(&make().await).await;
     fleet::a_selector_sees_what_was_written_last(&make().await).await;
     fleet::a_cluster_has_one_id(&make().await).await;
 

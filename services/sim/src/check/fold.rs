@@ -34,6 +34,7 @@ struct Session {
     incarnation: Incarnation,
     peer: String,
     ended: Option<EndReason>,
+    silent: bool,
 }
 
 /// What an agent says of itself, as far as the checker looks.
@@ -132,6 +133,7 @@ impl Reference {
                 incarnation: entry.incarnation,
                 peer: entry.peer.clone().unwrap_or_default(),
                 ended: None,
+                silent: false,
             });
             changed = true;
         }
@@ -145,11 +147,11 @@ impl Reference {
                 self.remote_changed();
             }
         }
-        if let (Some(reason), Some(session)) = (entry.ended, &mut self.session)
-            && session.ended.is_none()
-        {
-            session.ended = Some(reason);
-            changed = true;
+        if let Some(session) = self.session.as_mut().filter(|session| session.ended.is_none()) {
+            let before = (session.ended, session.silent);
+            session.ended = entry.ended;
+            session.silent = entry.silent && entry.ended.is_none();
+            changed |= (session.ended, session.silent) != before;
         }
         changed
     }
@@ -177,6 +179,7 @@ impl Reference {
             incarnation: session.incarnation,
             peer: session.remote_addr.clone(),
             ended: session.ended.map(|(_, reason)| reason),
+            silent: session.silent_since.is_some(),
         });
         if session != self.session {
             return Some(format!("its session is {session:?}, not {:?}", self.session));

@@ -62,6 +62,7 @@ pub(super) fn session(number: u128, life: u128) -> Session {
         remote_addr: "[2001:db8::1]:50000".to_owned(),
         started_at: NOW,
         ended: None,
+        silent_since: None,
     }
 }
 

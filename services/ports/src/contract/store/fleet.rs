@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::ops::Index;
 
-use muster_domain::agent::{Agent, Session};
+use muster_domain::agent::{Agent, EndReason, Session};
 use muster_domain::ids::{AgentKey, Cell, InstanceUid, Timestamp};
+use muster_domain::liveness::{AgentFilter, Liveness};
 use muster_domain::report::{Attributes, Description};
 use muster_domain::selector::AgentSelector;
 
@@ -203,6 +204,64 @@ pub(super) async fn a_selector_filters(store: &dyn Store) {
         }
     }
     assert_eq!(select(store, "other", &selector("!zone", &[]), 10).await, [key_of("other", 7)]);
+}
+
+pub(super) async fn a_filter_finds_agents_by_liveness_and_drift(store: &dyn Store) {
+    let ended = |number: u128, reason| {
+        let session = Session { ended: Some((NOW, reason)), ..session(number, 1) };
+        Agent { session: Some(session), ..agent(&key(number)) }
+    };
+    let drifted = |mut agent: Agent| {
+        agent.state.drift = rich_agent(&agent.key).state.drift;
+        agent
+    };
+    let silent = Session { silent_since: Some(NOW), ..session(2, 1) };
+    let agents = [
+        drifted(agent(&key(1))),
+        Agent { session: Some(silent), ..agent(&key(2)) },
+        ended(3, EndReason::ConnectionLost),
+        ended(4, EndReason::Closed),
+        drifted(ended(5, EndReason::AgentDisconnect)),
+        ended(6, EndReason::GatewayLost),
+        Agent { session: None, ..agent(&key(7)) },
+    ];
+    store_all(store, agents).await;
+    let find = async |selector: &AgentSelector, kinds: &[Liveness], drifted, limit| {
+        let filter = AgentFilter { liveness: kinds.iter().copied().collect(), drifted };
+        let mut found = Vec::new();
+        loop {
+            let after = found.last().map(|key: &AgentKey| key.uid);
+            let page = store.find(&tenant("default"), selector, &filter, after, limit).await.unwrap();
+            found.extend(keys(&page));
+            if page.len() < limit {
+                return found;
+            }
+        }
+    };
+    use Liveness::{Connected, Disconnected, ShutDown, Unreachable};
+    let cases: [(&[Liveness], Option<bool>, &[u128]); 8] = [
+        (&[], None, &[1, 2, 3, 4, 5, 6, 7]),
+        (&[Connected], None, &[1]),
+        (&[Unreachable], None, &[2, 3]),
+        (&[Disconnected], None, &[4, 6, 7]),
+        (&[ShutDown, Connected], None, &[1, 5]),
+        (&[], Some(true), &[1, 5]),
+        (&[], Some(false), &[2, 3, 4, 6, 7]),
+        (&[ShutDown], Some(true), &[5]),
+    ];
+    for (kinds, drifted, expected) in cases {
+        let expected: Vec<_> = expected.iter().copied().map(key).collect();
+        for limit in [1, 100] {
+            assert_eq!(find(&everyone(), kinds, drifted, limit).await, expected, "{kinds:?}, {drifted:?}");
+        }
+    }
+    let one = selector("", &[&key(5).uid.to_string()]);
+    assert_eq!(find(&one, &[ShutDown], None, 10).await, [key(5)]);
+    assert_eq!(find(&one, &[Connected], None, 10).await, []);
+    // What is written later counts.
+    store_all(store, [ended(1, EndReason::Silent)]).await;
+    assert_eq!(find(&everyone(), &[Connected], None, 10).await, []);
+    assert_eq!(find(&everyone(), &[], Some(true), 10).await, [key(5)]);
 }
 
 pub(super) async fn a_selector_sees_what_was_written_last(store: &dyn Store) {

@@ -4,7 +4,9 @@ use muster_domain::agent::{Agent, EndReason, Session, Transport};
 use muster_domain::ids::{Claim, Timestamp};
 use muster_domain::report::{ConfigFile, ConfigMap};
 
-use super::build::{agent, cell, key, rich_agent, rich_config, session, store_all, store_in, stored, write};
+use super::build::{
+    NOW, agent, cell, key, rich_agent, rich_config, session, store_all, store_in, stored, write,
+};
 use crate::store::{AgentWrite, Store, StoredAgent};
 
 async fn effective_config(store: &dyn Store, number: u128) -> Option<ConfigMap> {
@@ -28,6 +30,8 @@ pub(super) async fn every_kind_of_session_is_read_back(store: &dyn Store) {
         None,
         Some(EndReason::AgentDisconnect),
         Some(EndReason::ConnectionLost),
+        Some(EndReason::Closed),
+        Some(EndReason::Operator),
         Some(EndReason::GatewayStopped),
         Some(EndReason::GatewayLost),
         Some(EndReason::Superseded),
@@ -50,6 +54,10 @@ pub(super) async fn every_kind_of_session_is_read_back(store: &dyn Store) {
             assert_eq!(stored(store, &key(1)).await, Some(agent));
         }
     }
+    let silent = Session { silent_since: Some(Timestamp(NOW.0 + 1)), ..session(1, 1) };
+    let silent = Agent { session: Some(silent), ..agent(&key(1)) };
+    store_all(store, [silent.clone()]).await;
+    assert_eq!(stored(store, &key(1)).await, Some(silent));
 }
 
 pub(super) async fn a_part_that_is_not_written_stays(store: &dyn Store) {
