@@ -12,7 +12,7 @@ use muster_domain::desired::{Labels, matches};
 use muster_domain::ids::{
     AgentKey, Cell, CommandId, Incarnation, InstanceUid, IntentRevision, Partition, Tenant, Timestamp,
 };
-use muster_domain::intent::{Intent, IntentChange, MAX_RETRIES};
+use muster_domain::intent::{ChangeRecord, Intent, IntentChange, ObjectRef};
 use muster_domain::liveness::AgentFilter;
 use muster_domain::report::{Components, ComponentsKey, ConfigMap};
 use muster_domain::selector::AgentSelector;
@@ -45,6 +45,8 @@ pub(crate) struct Tables {
     quarantined: Vec<Quarantined>,
     labels: BTreeMap<AgentKey, Labels>,
     intents: BTreeMap<Tenant, Intent>,
+    /// Changes that were remembered, the last one last.
+    changes: BTreeMap<Tenant, Vec<ChangeRecord>>,
     commands: BTreeMap<CommandId, Command>,
     cluster: Option<Uuid>,
     components: BTreeMap<ComponentsKey, (Timestamp, Components)>,
@@ -257,21 +259,11 @@ impl IntentStore for MemoryStore {
             return Err(IntentError::Moved);
         }
         let intent = tables.intents.entry(tenant.clone()).or_default();
-        for revision in &change.templates {
-            intent.templates.entry(revision.name.clone()).or_default().push(revision.clone());
-        }
-        for assignment in &change.assignments {
-            intent.assignments.insert(assignment.name.clone(), assignment.clone());
-        }
-        intent.revision.0 += 1;
-        for assignment in &change.floors {
-            intent.floors.insert(assignment.clone(), intent.revision);
-        }
-        for uid in &change.retries {
-            intent.retries.insert(*uid, intent.revision);
-        }
-        forget_oldest(&mut intent.retries);
+        intent.apply(change);
         let revision = intent.revision;
+        if let Some(record) = change.record(revision) {
+            tables.changes.entry(tenant.clone()).or_default().push(record);
+        }
         if let Some(audit) = &change.audit {
             tables.access.append(tenant, audit);
         }
@@ -287,6 +279,24 @@ impl IntentStore for MemoryStore {
         let revision = &mut tables.intents.entry(tenant.clone()).or_default().revision;
         *revision = at_least.max(*revision);
         Ok(*revision)
+    }
+
+    async fn history(
+        &self,
+        tenant: &Tenant,
+        object: Option<&ObjectRef>,
+        before: Option<IntentRevision>,
+        limit: usize,
+    ) -> Result<Vec<ChangeRecord>, EngineError> {
+        let tables = lock(&self.tables);
+        let is_part = |record: &ChangeRecord| {
+            let is = |object: &ObjectRef| {
+                record.outcomes.iter().any(|found| found.kind == object.kind && found.name == object.name)
+            };
+            object.is_none_or(is) && before.is_none_or(|before| record.revision < before)
+        };
+        let changes = tables.changes.get(tenant).into_iter().flatten().rev();
+        Ok(changes.filter(|record| is_part(record)).take(limit).cloned().collect())
     }
 
     async fn label(
@@ -318,15 +328,6 @@ impl IntentStore for MemoryStore {
             tables.access.append(&key.tenant, &audit);
         }
         Ok(Some(after))
-    }
-}
-
-/// Forgets the oldest retries where there are too many; those of one revision go together.
-fn forget_oldest(retries: &mut BTreeMap<InstanceUid, IntentRevision>) {
-    let mut revisions: Vec<_> = retries.values().copied().collect();
-    revisions.sort_unstable_by(|a, b| b.cmp(a));
-    if let Some(oldest) = revisions.get(MAX_RETRIES) {
-        retries.retain(|_, revision| *revision > *oldest);
     }
 }
 

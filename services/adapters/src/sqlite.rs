@@ -6,6 +6,7 @@
 
 mod access;
 mod audit;
+mod changes;
 mod commands;
 mod components;
 mod error;

@@ -13,7 +13,7 @@ use muster_domain::agent::Agent;
 use muster_domain::ids::{
     AgentKey, Cell, InstanceUid, IntentRevision, MessageId, Partition, Tenant, Timestamp,
 };
-use muster_domain::intent::{Assignment, IntentChange};
+use muster_domain::intent::{Assignment, IntentChange, OnRemoval};
 use muster_domain::report::{ConfigFile, ConfigMap};
 use muster_domain::selector::AgentSelector;
 use muster_ports::log::Position;
@@ -75,6 +75,8 @@ fn change(planned_on: IntentRevision) -> IntentChange {
         selector: AgentSelector::default(),
         priority: 0,
         file: None,
+        on_removal: OnRemoval::default(),
+        retired_at: None,
         created_at: Timestamp(1),
         updated_at: Timestamp(1),
     };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use muster_domain::intent::{Assignment, Intent};
+use muster_domain::intent::{Assignment, Intent, ObjectRef};
 use muster_domain::selector::AgentSelector;
 use muster_domain::template::TypedValue;
 use serde::Serialize;
@@ -42,6 +42,12 @@ pub(crate) struct AssignmentView {
     priority: i32,
     /// Name of the file made from the template's `config`; null for the template's name.
     file: Option<String>,
+    /// What its agents run once it is deleted: `fall_back` or `keep`.
+    on_removal: &'static str,
+    /// When it was deleted so that its agents keep what it gave (RFC 3339); null while it lives.
+    retired_at: Option<String>,
+    /// The source that may prune it; null for nobody.
+    owner: Option<String>,
     /// When it was first applied (RFC 3339).
     created_at: String,
     /// When it was last changed (RFC 3339).
@@ -92,6 +98,7 @@ pub(crate) async fn get(
 }
 
 fn view(intent: &Intent, assignment: &Assignment) -> AssignmentView {
+    let object = ObjectRef { kind: "ConfigAssignment".to_owned(), name: assignment.name.clone() };
     let resolved = intent.template(&assignment.template, assignment.version.as_deref());
     AssignmentView {
         name: assignment.name.clone(),
@@ -105,6 +112,9 @@ fn view(intent: &Intent, assignment: &Assignment) -> AssignmentView {
         selector_text: assignment.selector.requirements.to_string(),
         priority: assignment.priority,
         file: assignment.file.clone(),
+        on_removal: assignment.on_removal.name(),
+        retired_at: assignment.retired_at.map(rfc3339),
+        owner: intent.owners.get(&object).cloned(),
         created_at: rfc3339(assignment.created_at),
         updated_at: rfc3339(assignment.updated_at),
     }

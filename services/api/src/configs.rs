@@ -48,6 +48,10 @@ pub(crate) struct ConfigView {
     digest: String,
     /// When it was applied (RFC 3339).
     created_at: String,
+    /// Who applied it; empty for one of before it was asked.
+    author: String,
+    /// Why, in the author's words; may be empty.
+    message: String,
     /// The manifest as it was applied.
     source: String,
     /// Its variables.
@@ -115,6 +119,8 @@ pub(crate) async fn get(
         id: revision.id.to_string(),
         digest: revision.digest.to_string(),
         created_at: rfc3339(revision.created_at),
+        author: revision.author.clone(),
+        message: revision.message.clone(),
         source: revision.source.clone(),
         variables: revision.compiled.variables.clone(),
     }))

@@ -6,13 +6,19 @@ mod agents;
 mod apply;
 mod assignments;
 mod caller;
+mod change;
 mod commands;
 mod configs;
+mod diff;
 mod events;
+mod explain;
 mod guard;
+mod history;
+mod impact;
 mod labels;
 mod listener;
 mod problem;
+mod removal;
 mod retry;
 mod system;
 mod views;
@@ -156,10 +162,16 @@ fn api_routes() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(commands::get))
         .routes(routes!(events::watch))
         .routes(routes!(apply::apply))
+        .routes(routes!(apply::compare))
         .routes(routes!(configs::list))
-        .routes(routes!(configs::get))
+        .routes(routes!(configs::get, removal::template))
+        .routes(routes!(history::versions))
+        .routes(routes!(history::compare))
+        .routes(routes!(history::changes))
         .routes(routes!(assignments::list))
-        .routes(routes!(assignments::get))
+        .routes(routes!(assignments::get, removal::assignment))
+        .routes(routes!(explain::explain))
+        .routes(routes!(explain::preview))
 }
 
 /// `/health`, `/ready` and `/metrics`, for a process without the api role.

@@ -32,11 +32,13 @@ pub(crate) struct Problem {
 /// A problem at a place of the request's body.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct PlacedError {
-    /// Line, from 1.
-    line: u32,
+    /// Line, from 1; absent where what is wrong has no place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<u32>,
     /// Column, from 1.
-    column: u32,
-    /// Path of the field.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    column: Option<u32>,
+    /// Path of the field; may be empty.
     field: String,
     /// What is wrong, and the fix.
     message: String,
@@ -65,6 +67,8 @@ pub(crate) enum ApiError {
     Busy(String),
     /// Manifests that cannot be applied.
     Manifests(Vec<ManifestError>),
+    /// What is proven wrong with what agents would get.
+    Preflight(Vec<String>),
     /// An engine is away.
     Engine(EngineError),
 }
@@ -94,14 +98,20 @@ impl IntoResponse for ApiError {
                 let errors: Vec<_> = errors
                     .into_iter()
                     .map(|error| PlacedError {
-                        line: error.line,
-                        column: error.column,
+                        line: Some(error.line),
+                        column: Some(error.column),
                         field: error.field,
                         message: error.message,
                     })
                     .collect();
                 let detail = "nothing was applied: mend the manifests and apply them again".to_owned();
                 respond(StatusCode::UNPROCESSABLE_ENTITY, detail, errors)
+            }
+            Self::Preflight(errors) => {
+                let placed =
+                    |message| PlacedError { line: None, column: None, field: String::new(), message };
+                let detail = "nothing was applied: mend this, or apply it all the same with force".to_owned();
+                respond(StatusCode::UNPROCESSABLE_ENTITY, detail, errors.into_iter().map(placed).collect())
             }
             Self::Engine(error) => {
                 error!(error = &error as &dyn std::error::Error, "a request could not be served");

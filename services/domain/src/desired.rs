@@ -1,13 +1,19 @@
 //! What config an agent should run, and the hash that names it.
 
+mod explain;
+#[cfg(test)]
+mod tests;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::agent::Agent;
-use crate::ids::{ConfigHash, Digest, InstanceUid, IntentRevision};
+use crate::ids::{ConfigHash, Digest, InstanceUid, IntentRevision, Timestamp};
 use crate::intent::{Assignment, Intent, TemplateRevision};
 use crate::selector::AgentSelector;
 use crate::template::{CompiledBody, CompiledFile, Slot, SlotSource, TypedValue};
+
+pub use explain::{ExplainedAssignment, ExplainedFile, ExplainedValue, Explanation, Origin};
 
 /// Labels that operators gave an agent.
 pub type Labels = BTreeMap<String, String>;
@@ -73,7 +79,12 @@ pub struct Planner {
 #[derive(Debug)]
 struct PlannedAssignment {
     name: String,
+    priority: i32,
+    template: String,
+    version: String,
+    follows: bool,
     selector: AgentSelector,
+    retired_at: Option<Timestamp>,
     files: Vec<PlannedFile>,
 }
 
@@ -83,6 +94,8 @@ struct PlannedFile {
     content_type: String,
     digest: Digest,
     slots: Vec<PlannedSlot>,
+    /// Where the slots' values come from.
+    origins: Vec<Origin>,
 }
 
 #[derive(Debug)]
@@ -133,9 +146,7 @@ impl Planner {
     /// first where two give one file.
     pub fn desired(&self, agent: &Agent, labels: &Labels) -> Desired {
         let mut files: BTreeMap<&str, (&PlannedFile, &PlannedAssignment)> = BTreeMap::new();
-        for assignment in
-            self.assignments.iter().filter(|assignment| matches(&assignment.selector, agent, labels))
-        {
+        for assignment in self.assignments.iter().filter(|assignment| assignment.is_for(agent, labels)) {
             for file in &assignment.files {
                 files.entry(&file.name).or_insert((file, assignment));
             }
@@ -207,10 +218,16 @@ fn plan_assignment(assignment: &Assignment, revision: &TemplateRevision) -> Plan
         content_type: file.content_type.clone(),
         digest: file.digest,
         slots: plan_slots(file, revision, assignment),
+        origins: file.slots.iter().map(|slot| Origin::of(&slot.source, assignment)).collect(),
     });
     PlannedAssignment {
         name: assignment.name.clone(),
+        priority: assignment.priority,
+        template: assignment.template.clone(),
+        version: revision.version.clone(),
+        follows: assignment.version.is_none(),
         selector: assignment.selector.clone(),
+        retired_at: assignment.retired_at,
         files: files.collect(),
     }
 }
@@ -230,6 +247,13 @@ fn plan_slots(file: &CompiledFile, revision: &TemplateRevision, assignment: &Ass
         SlotSource::AgentAttribute(_) | SlotSource::AgentLabel(_) => PlannedSlot::OfAgent(slot.clone()),
     };
     file.slots.iter().map(plan).collect()
+}
+
+impl PlannedAssignment {
+    fn is_for(&self, agent: &Agent, labels: &Labels) -> bool {
+        let is_known = |retired_at: Timestamp| agent.state.first_seen < retired_at;
+        self.retired_at.is_none_or(is_known) && matches(&self.selector, agent, labels)
+    }
 }
 
 impl PlannedSlot {
@@ -268,132 +292,5 @@ fn typed(value: &serde_json::Value) -> TypedValue {
             (None, None) => TypedValue::String(number.to_string()),
         },
         other => TypedValue::String(other.to_string()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use uuid::Uuid;
-
-    use super::*;
-    use crate::ids::{AgentKey, InstanceUid, Timestamp};
-    use crate::intent::plan;
-    use crate::manifest;
-    use crate::report::Description;
-
-    const TEMPLATE: &str = "
-apiVersion: opamp.io/v1
-kind: ConfigTemplate
-metadata: {name: NAME, version: v1}
-spec:
-  variables:
-    - {name: rate, type: float, default: 0.25}
-  config: {rate: '{{.rate}}', host: '{{.agent.attributes[\"host.name\"]}}'}
----
-";
-    const ASSIGNMENT: &str = "
-apiVersion: opamp.io/v1
-kind: ConfigAssignment
-metadata: {name: NAME}
-spec:
-  template: {name: TEMPLATE}
-  priority: PRIORITY
-  file: FILE
-  selector: {matchLabels: {team: blue}}
----
-";
-
-    fn assignment(name: &str, template: &str, priority: &str, file: &str) -> String {
-        let text = ASSIGNMENT.replace("TEMPLATE", template).replace("NAME", name);
-        text.replace("PRIORITY", priority).replace("FILE", file)
-    }
-
-    fn planner(manifests: &[String]) -> Planner {
-        let documents = manifest::parse(&manifests.concat()).unwrap();
-        let mut intent = Intent::default();
-        let change = plan(&intent, &documents, Timestamp(1), Uuid::nil).unwrap();
-        for template in change.templates {
-            intent.templates.entry(template.name.clone()).or_default().push(template);
-        }
-        intent.assignments.extend(change.assignments.into_iter().map(|found| (found.name.clone(), found)));
-        Planner::new(&intent)
-    }
-
-    fn agent(attributes: &[(&str, &str)]) -> Agent {
-        let key = AgentKey { tenant: "default".parse().unwrap(), uid: InstanceUid(Uuid::from_u128(1)) };
-        let mut agent = Agent::new(key, Timestamp(1));
-        let pairs = attributes.iter().map(|(key, value)| ((*key).to_owned(), (*value).into()));
-        agent.state.description =
-            Some(Description { non_identifying: pairs.collect(), ..Description::default() });
-        agent
-    }
-
-    fn config(planner: &Planner, agent: &Agent, labels: &Labels) -> DesiredConfig {
-        match planner.desired(agent, labels) {
-            Desired::Config(config) => config,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn the_hash_is_over_inputs_and_has_a_test_vector() {
-        let one = planner(&[TEMPLATE.replace("NAME", "one"), assignment("a", "one", "0", "f")]);
-        let blue = agent(&[("team", "blue"), ("host.name", "h1")]);
-        let config = config(&one, &blue, &Labels::new());
-        // Agents that run this would be sent it again if the hash moved.
-        assert_eq!(
-            config.hash.to_string(),
-            "2387193b0d03f39e703753f2040bb01bd4831623e4e41d001fa40c6fbb347a81"
-        );
-        let other = agent(&[("team", "blue"), ("host.name", "h2")]);
-        assert_ne!(self::config(&one, &other, &Labels::new()).hash, config.hash);
-    }
-
-    #[test]
-    fn the_higher_priority_gives_a_file_and_others_compose() {
-        let texts = [
-            TEMPLATE.replace("NAME", "one"),
-            TEMPLATE.replace("NAME", "two").replace("0.25", "0.5"),
-            assignment("a", "one", "1", "f"),
-            assignment("b", "two", "2", "f"),
-            assignment("c", "one", "0", "g"),
-        ];
-        let blue = agent(&[("team", "blue"), ("host.name", "h1")]);
-        let files = config(&planner(&texts), &blue, &Labels::new()).files;
-        let slots: Vec<_> = files.iter().map(|file| (file.name.as_str(), file.slots[0].as_str())).collect();
-        assert_eq!(slots, [("f", "0.5"), ("g", "0.25")]);
-    }
-
-    #[test]
-    fn a_missing_attribute_holds_back_that_agent_with_the_reason() {
-        let one = planner(&[TEMPLATE.replace("NAME", "one"), assignment("a", "one", "0", "f")]);
-        let reason = "assignment \"a\", file \"f\": the agent has no attribute \"host.name\"".to_owned();
-        assert_eq!(one.desired(&agent(&[("team", "blue")]), &Labels::new()), Desired::Held { reason });
-    }
-
-    #[test]
-    fn values_that_are_too_large_for_a_message_hold_back_that_agent() {
-        let texts = [
-            TEMPLATE.replace("NAME", "one"),
-            assignment("a", "one", "0", "f"),
-            assignment("b", "one", "0", "g"),
-        ];
-        let both = planner(&texts);
-        let with = |bytes: usize| {
-            let host = "x".repeat(bytes);
-            both.desired(&agent(&[("team", "blue"), ("host.name", &host)]), &Labels::new())
-        };
-        // Each in two files, quoted, beside two numbers.
-        assert!(matches!(with(MAX_SLOT_BYTES / 2 - 40), Desired::Config(_)));
-        let Desired::Held { reason } = with(MAX_SLOT_BYTES / 2) else { panic!("it is not held back") };
-        assert!(reason.starts_with("assignment \"b\", file \"g\": with its values"), "{reason}");
-    }
-
-    #[test]
-    fn a_label_hides_an_attribute() {
-        let one = planner(&[TEMPLATE.replace("NAME", "one"), assignment("a", "one", "0", "f")]);
-        let blue = agent(&[("team", "blue"), ("host.name", "h1")]);
-        let red = Labels::from([("team".to_owned(), "red".to_owned())]);
-        assert_eq!(one.desired(&blue, &red), Desired::Nothing);
     }
 }

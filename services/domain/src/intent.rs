@@ -1,6 +1,12 @@
 //! What operators want of a tenant's fleet: templates, assignments, labels; and what a set of
 //! manifests would change of it.
 
+mod apply;
+mod clash;
+mod removal;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +17,9 @@ use crate::ids::{Digest, InstanceUid, IntentRevision, Timestamp};
 use crate::manifest::{AssignmentManifest, Document, Manifest, ManifestError, TemplateManifest};
 use crate::selector::AgentSelector;
 use crate::template::{CompiledTemplate, TypedValue, Variable, check_typed_values, check_values};
+
+pub use clash::Clash;
+pub use removal::{Removal, RemovalError, RemoveTarget, plan_removal, users_of_template};
 
 /// Everything that operators declared for one tenant, but for labels.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -27,6 +36,17 @@ pub struct Intent {
     /// The revision at which another try of a failed config was last asked for, by agent. The oldest ones
     /// are forgotten: agents have been decided on since.
     pub retries: BTreeMap<InstanceUid, IntentRevision>,
+    /// Who owns an object: the source that may prune it. Objects that nobody owns are not here.
+    pub owners: BTreeMap<ObjectRef, String>,
+}
+
+/// An object of an intent: its kind and its name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ObjectRef {
+    /// The kind of its manifests.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
 }
 
 /// Agents of a tenant whose [retries](Intent::retries) are kept at least.
@@ -49,6 +69,10 @@ pub struct TemplateRevision {
     pub compiled: CompiledTemplate,
     /// When it was applied.
     pub created_at: Timestamp,
+    /// Who applied it; empty where nobody was asked.
+    pub author: String,
+    /// Why, in the author's words; may be empty.
+    pub message: String,
 }
 
 /// Gives a template's files to the agents that a selector matches.
@@ -68,10 +92,45 @@ pub struct Assignment {
     pub priority: i32,
     /// Name of the file made from the template's `config`; the template's name where absent.
     pub file: Option<String>,
+    /// What its agents run once it is deleted.
+    pub on_removal: OnRemoval,
+    /// When it was deleted so that its agents keep what it gave. It is for nobody else from then on: not
+    /// for agents that were first seen later.
+    pub retired_at: Option<Timestamp>,
     /// When it was first applied.
     pub created_at: Timestamp,
     /// When it was last changed.
     pub updated_at: Timestamp,
+}
+
+/// What agents run once the assignment is deleted that gave them a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnRemoval {
+    /// What the other assignments give. An agent to which none gives anything keeps what it runs: nobody
+    /// is sent an empty config.
+    #[default]
+    FallBack,
+    /// What the assignment gave last.
+    Keep,
+}
+
+impl OnRemoval {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::FallBack, Self::Keep];
+
+    /// Its name in manifests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::FallBack => "fall_back",
+            Self::Keep => "keep",
+        }
+    }
+
+    /// Whether it is the default, which manifests leave out.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl Intent {
@@ -97,6 +156,9 @@ pub struct Outcome {
     pub version: Option<String>,
     /// What happened.
     pub action: Action,
+    /// The object's manifest, for the history; not of a template, whose revision has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<String>,
 }
 
 /// What happened to an object.
@@ -109,7 +171,49 @@ pub enum Action {
     Configured,
     /// It was so already.
     Unchanged,
+    /// It is gone.
+    Deleted,
+    /// It is for nobody new; its agents keep what it gave.
+    Retired,
 }
+
+impl Action {
+    /// As the API names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Configured => "configured",
+            Self::Unchanged => "unchanged",
+            Self::Deleted => "deleted",
+            Self::Retired => "retired",
+        }
+    }
+}
+
+/// Who made a change, when, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Made {
+    /// When.
+    pub at: Timestamp,
+    /// Who: a person, a service account, or `anonymous`.
+    pub author: String,
+    /// Why, in the author's words; may be empty.
+    pub message: String,
+}
+
+/// A change of the intent, as it is remembered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChangeRecord {
+    /// The revision that it made.
+    pub revision: IntentRevision,
+    /// Who made it, when, and why.
+    pub made: Made,
+    /// What it did, without the objects that it left as they were.
+    pub outcomes: Vec<Outcome>,
+}
+
+/// Longest message of a change, in bytes.
+pub const MAX_MESSAGE: usize = 1000;
 
 /// What is to be written so that manifests take effect. Written as one, or not at all.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -120,6 +224,14 @@ pub struct IntentChange {
     pub templates: Vec<TemplateRevision>,
     /// New and changed assignments.
     pub assignments: Vec<Assignment>,
+    /// Assignments that are deleted.
+    pub removed_assignments: BTreeSet<String>,
+    /// Templates that are deleted, with all their versions.
+    pub removed_templates: BTreeSet<String>,
+    /// Owners that change; `None` for nobody any more.
+    pub owners: BTreeMap<ObjectRef, Option<String>>,
+    /// Who makes the change: with it, the change is remembered.
+    pub made: Option<Made>,
     /// Assignments whose floor rises to the new revision: what they gave before is superseded.
     pub floors: BTreeSet<String>,
     /// Agents that are to try again what they could not apply.
@@ -133,7 +245,37 @@ pub struct IntentChange {
 impl IntentChange {
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.templates.is_empty() && self.assignments.is_empty() && self.retries.is_empty()
+        self.templates.is_empty()
+            && self.assignments.is_empty()
+            && self.removed_assignments.is_empty()
+            && self.removed_templates.is_empty()
+            && self.owners.is_empty()
+            && self.retries.is_empty()
+    }
+
+    /// The change as this author makes it.
+    pub fn signed(mut self, made: Made) -> Self {
+        for template in &mut self.templates {
+            template.author.clone_from(&made.author);
+            template.message.clone_from(&made.message);
+        }
+        self.made = Some(made);
+        self
+    }
+
+    /// Says in what is remembered that the change was made although this is proven wrong.
+    pub fn force(&mut self, wrong: &str) {
+        if let Some(made) = &mut self.made {
+            let before = if made.message.is_empty() { "" } else { "\n" };
+            made.message.push_str(&format!("{before}forced: {wrong}"));
+            made.message.truncate(made.message.floor_char_boundary(2 * MAX_MESSAGE));
+        }
+    }
+
+    /// What is remembered of the change once it has made this revision.
+    pub fn record(&self, revision: IntentRevision) -> Option<ChangeRecord> {
+        let outcomes = self.outcomes.iter().filter(|outcome| outcome.action != Action::Unchanged);
+        Some(ChangeRecord { revision, made: self.made.clone()?, outcomes: outcomes.cloned().collect() })
     }
 }
 
@@ -212,6 +354,7 @@ fn plan_template(
         name: manifest.name.clone(),
         version: Some(version.to_owned()),
         action,
+        manifest: None,
     };
     if let Some(known) = known {
         // The text first: what an older program compiled from it may differ.
@@ -238,6 +381,8 @@ fn plan_template(
         source: manifest.source.clone(),
         compiled,
         created_at: now,
+        author: String::new(),
+        message: String::new(),
     };
     revisions.push(revision.clone());
     Ok((outcome(&version, action), Some(revision)))
@@ -299,21 +444,24 @@ fn plan_assignment(
         selector: manifest.selector.clone(),
         priority: manifest.priority,
         file: manifest.file.clone(),
+        on_removal: manifest.on_removal,
+        retired_at: None,
         created_at: now,
         updated_at: now,
     };
-    let outcome = |action| Outcome {
+    let outcome = |action, assignment: Option<&Assignment>| Outcome {
         kind: "ConfigAssignment".to_owned(),
         name: manifest.name.clone(),
         version: None,
         action,
+        manifest: assignment.map(Assignment::manifest),
     };
     let known = after.assignments.get(&manifest.name);
     let assignment = match known {
         Some(known) => {
             let assignment = Assignment { created_at: known.created_at, ..assignment };
             if (Assignment { updated_at: known.updated_at, ..assignment.clone() }) == *known {
-                return Ok((outcome(Action::Unchanged), None));
+                return Ok((outcome(Action::Unchanged, None), None));
             }
             assignment
         }
@@ -321,7 +469,7 @@ fn plan_assignment(
     };
     let action = if known.is_some() { Action::Configured } else { Action::Created };
     after.assignments.insert(manifest.name.clone(), assignment.clone());
-    Ok((outcome(action), Some(assignment)))
+    Ok((outcome(action, Some(&assignment)), Some(assignment)))
 }
 
 fn versions(intent: &Intent, template: &str) -> String {
@@ -365,114 +513,5 @@ fn follower_problems(variables: &[Variable], assignment: &Assignment) -> Vec<Str
     match check_typed_values(variables, &assignment.values) {
         Ok(_) => Vec::new(),
         Err(problems) => problems.into_iter().map(|problem| problem.to_string()).collect(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::manifest;
-
-    const TEMPLATE: &str = "
-apiVersion: opamp.io/v1
-kind: ConfigTemplate
-metadata: {name: base, version: v1}
-spec:
-  variables: [{name: size, type: int, required: true}]
-  config: {size: '{{.size}}'}
----
-";
-    const ASSIGNMENT: &str = "
-apiVersion: opamp.io/v1
-kind: ConfigAssignment
-metadata: {name: all}
-spec: {template: {name: base}, values: {size: 3}, selector: {}}
----
-";
-
-    fn try_apply(intent: &mut Intent, text: &str, at: u64) -> Result<Vec<Action>, Vec<String>> {
-        let told = |errors: Vec<ManifestError>| errors.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let documents = manifest::parse(text).map_err(told)?;
-        let change = plan(intent, &documents, Timestamp(at), Uuid::nil).map_err(told)?;
-        for template in change.templates {
-            intent.templates.entry(template.name.clone()).or_default().push(template);
-        }
-        intent.assignments.extend(change.assignments.into_iter().map(|found| (found.name.clone(), found)));
-        Ok(change.outcomes.iter().map(|outcome| outcome.action).collect())
-    }
-
-    #[test]
-    fn an_assignment_may_stand_before_its_template() {
-        let mut intent = Intent::default();
-        let both = format!("{ASSIGNMENT}{TEMPLATE}");
-        assert_eq!(try_apply(&mut intent, &both, 1), Ok(vec![Action::Created, Action::Created]));
-        assert_eq!(try_apply(&mut intent, &both, 2), Ok(vec![Action::Unchanged, Action::Unchanged]));
-        let changed = ASSIGNMENT.replace("size: 3", "size: 4");
-        assert_eq!(try_apply(&mut intent, &changed, 3), Ok(vec![Action::Configured]));
-        let all = &intent.assignments["all"];
-        assert_eq!((all.created_at, all.updated_at), (Timestamp(1), Timestamp(3)));
-    }
-
-    #[test]
-    fn what_an_assignment_gave_before_is_superseded() {
-        let mut intent = Intent::default();
-        let mut floors = |text: &str| {
-            let documents = manifest::parse(text).unwrap();
-            let change = plan(&intent, &documents, Timestamp(1), Uuid::nil).unwrap();
-            let floors = change.floors.iter().cloned().collect::<Vec<_>>();
-            try_apply(&mut intent, text, 1).unwrap();
-            floors
-        };
-        let pinned = ASSIGNMENT.replace("{name: base}", "{name: base, version: v1}").replace("all", "pinned");
-        assert_eq!(floors(&format!("{TEMPLATE}{ASSIGNMENT}{pinned}")), [""; 0], "nothing was there before");
-        assert_eq!(floors(ASSIGNMENT), [""; 0], "nothing changes");
-        assert_eq!(floors(&pinned.replace("size: 3", "size: 4")), ["pinned"]);
-        let newer = TEMPLATE.replace("version: v1", "version: v2").replace("{size:", "{width:");
-        assert_eq!(floors(&newer), ["all"], "it follows the template");
-    }
-
-    #[test]
-    fn a_template_without_version_gets_the_next_number() {
-        let mut intent = Intent::default();
-        let unversioned = TEMPLATE.replace(", version: v1", "");
-        assert_eq!(try_apply(&mut intent, &unversioned, 1), Ok(vec![Action::Created]));
-        assert_eq!(try_apply(&mut intent, &unversioned, 2), Ok(vec![Action::Unchanged]));
-        let changed = unversioned.replace("size:", "sizes:");
-        assert_eq!(try_apply(&mut intent, &changed, 3), Ok(vec![Action::Configured]));
-        let versions: Vec<_> = intent.templates["base"].iter().map(|found| found.version.as_str()).collect();
-        assert_eq!(versions, ["1", "2"]);
-    }
-
-    #[test]
-    fn a_version_never_changes() {
-        let mut intent = Intent::default();
-        try_apply(&mut intent, TEMPLATE, 1).unwrap();
-        let errors = try_apply(&mut intent, &TEMPLATE.replace("size:", "sizes:"), 2).unwrap_err();
-        assert!(
-            errors[0].contains("metadata.version: version \"v1\" of template \"base\" exists"),
-            "{errors:?}"
-        );
-    }
-
-    #[test]
-    fn a_new_version_must_fit_the_assignments_that_follow_it() {
-        let mut intent = Intent::default();
-        try_apply(&mut intent, &format!("{TEMPLATE}{ASSIGNMENT}"), 1).unwrap();
-        let text = TEMPLATE.replace("version: v1", "version: v2").replace("type: int", "type: string");
-        let errors = try_apply(&mut intent, &text, 2).unwrap_err();
-        assert!(errors[0].contains("assignment \"all\" follows this template"), "{errors:?}");
-        // Together with the assignment it goes; pinned to v1 the assignment does not care.
-        let both = format!("{text}{}", ASSIGNMENT.replace("size: 3", "size: three"));
-        try_apply(&mut intent.clone(), &both, 2).unwrap();
-        let pinned = ASSIGNMENT.replace("{name: base}", "{name: base, version: v1}");
-        try_apply(&mut intent, &pinned, 3).unwrap();
-        try_apply(&mut intent, &text, 4).unwrap();
-    }
-
-    #[test]
-    fn every_problem_is_told() {
-        let text = format!("{}{}", ASSIGNMENT.replace("base", "none"), ASSIGNMENT.replace("all", "b"));
-        let errors = try_apply(&mut Intent::default(), &text, 1).unwrap_err();
-        assert_eq!(errors.len(), 2, "{errors:?}");
     }
 }

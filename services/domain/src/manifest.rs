@@ -6,11 +6,13 @@ mod reader;
 mod template;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use std::collections::HashMap;
 use std::fmt;
 
 use crate::ids;
+use crate::intent::OnRemoval;
 use crate::selector::AgentSelector;
 use crate::template::{CompiledTemplate, GivenValues, Problem, TemplateSpec, compile};
 use crate::yaml::{Span, YamlDocument, brief, did_you_mean, parse_documents};
@@ -138,6 +140,8 @@ pub struct AssignmentManifest {
     pub priority: i32,
     /// `spec.file`: name for the file that the template's `config` gives.
     pub file: Option<String>,
+    /// `spec.on_removal`: what its agents run once it is deleted.
+    pub on_removal: OnRemoval,
 }
 
 /// Names a version of a template.

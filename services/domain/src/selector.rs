@@ -2,6 +2,7 @@
 //! an agent's attributes and labels: `a=b`, `a==b`, `a!=b`, `a in (x, y)`, `a notin (x, y)`, `a`,
 //! `!a`, joined by commas. Values may be in quotes.
 
+mod known;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::yaml::brief;
+
+pub use known::Known;
 
 /// Most requirements of a selector.
 pub const MAX_REQUIREMENTS: usize = 64;

@@ -312,7 +312,7 @@ impl SlotEncoding {
 
 /// Whether every version of YAML takes this text without quotes for a string: letters, digits and
 /// `_./-`, beginning with a letter or `/`, and no word for a bool, null or a number.
-fn is_safe_plain(text: &str) -> bool {
+pub(crate) fn is_safe_plain(text: &str) -> bool {
     const WORDS: [&str; 13] =
         ["y", "n", "yes", "no", "on", "off", "true", "false", "null", "nil", "nan", "inf", "infinity"];
     text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/')

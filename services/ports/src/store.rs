@@ -17,7 +17,7 @@ use muster_domain::ids::{
     AgentKey, Cell, CommandId, Incarnation, InstanceUid, IntentRevision, MessageId, Partition, Tenant,
     Timestamp,
 };
-use muster_domain::intent::{Intent, IntentChange};
+use muster_domain::intent::{ChangeRecord, Intent, IntentChange, ObjectRef};
 use muster_domain::liveness::AgentFilter;
 use muster_domain::report::{Components, ComponentsKey, ConfigMap};
 use muster_domain::selector::AgentSelector;
@@ -201,6 +201,16 @@ pub trait IntentStore: Send + Sync {
     /// count anew. Returns the revision now.
     async fn advance(&self, tenant: &Tenant, at_least: IntentRevision)
     -> Result<IntentRevision, EngineError>;
+
+    /// Changes that were [remembered](IntentChange::made), the last one first, made before the revision
+    /// `before`; with an object, only those that it was part of.
+    async fn history(
+        &self,
+        tenant: &Tenant,
+        object: Option<&ObjectRef>,
+        before: Option<IntentRevision>,
+        limit: usize,
+    ) -> Result<Vec<ChangeRecord>, EngineError>;
 
     /// Sets (`Some`) and removes (`None`) labels of one agent. Returns its labels now, or `None`
     /// if no such agent is stored. The record of the audit log gets the labels of before and after.

@@ -6,7 +6,9 @@ use async_trait::async_trait;
 use muster_domain::audit::Entry;
 use muster_domain::desired::Labels;
 use muster_domain::ids::{AgentKey, Digest, InstanceUid, IntentRevision, Tenant, Timestamp};
-use muster_domain::intent::{Assignment, Intent, IntentChange, MAX_RETRIES, TemplateRevision};
+use muster_domain::intent::{
+    Assignment, ChangeRecord, Intent, IntentChange, MAX_RETRIES, ObjectRef, OnRemoval, TemplateRevision,
+};
 use muster_domain::selector::AgentSelector;
 use muster_domain::template::TypedValue;
 use muster_ports::EngineError;
@@ -18,7 +20,7 @@ use sqlx::{Connection as _, PgConnection, query};
 use super::audit::append;
 use super::error::failed;
 use super::rows::{Reading, limit, signed, to_json};
-use super::{INTENT_LOCKS, PostgresStore, call, intent_lock};
+use super::{INTENT_LOCKS, PostgresStore, call, changes, intent_lock};
 
 /// What is stored of an assignment as JSON; the rest of it are columns.
 #[derive(Serialize, Deserialize)]
@@ -29,6 +31,10 @@ struct AssignmentSpec {
     selector: AgentSelector,
     priority: i32,
     file: Option<String>,
+    #[serde(default, skip_serializing_if = "OnRemoval::is_default")]
+    on_removal: OnRemoval,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retired_at: Option<Timestamp>,
 }
 
 #[async_trait]
@@ -64,6 +70,16 @@ impl IntentStore for PostgresStore {
         call!(self, |connection| raise_to(connection, tenant, at_least))
     }
 
+    async fn history(
+        &self,
+        tenant: &Tenant,
+        object: Option<&ObjectRef>,
+        before: Option<IntentRevision>,
+        limit: usize,
+    ) -> Result<Vec<ChangeRecord>, EngineError> {
+        call!(self, |connection| changes::read(connection, tenant, object, before, limit))
+    }
+
     async fn label(
         &self,
         key: &AgentKey,
@@ -81,7 +97,7 @@ async fn read(connection: &mut PgConnection, tenant: &Tenant) -> Result<Intent, 
     let mut intent =
         Intent { revision: present_revision(&mut transaction, tenant).await?, ..Intent::default() };
     let templates = query(
-        "SELECT id, name, version, digest, source, compiled, created_at FROM templates \
+        "SELECT id, name, version, digest, source, compiled, created_at, author, message FROM templates \
          WHERE tenant = $1 ORDER BY ordinal",
     )
     .bind(tenant.as_str())
@@ -110,6 +126,7 @@ async fn read(connection: &mut PgConnection, tenant: &Tenant) -> Result<Intent, 
         let reading = Reading::new(row, "floors");
         intent.floors.insert(reading.get("assignment")?, IntentRevision(reading.unsigned("revision")?));
     }
+    intent.owners = changes::owners(&mut transaction, tenant).await?;
     let retries = query("SELECT uid, revision FROM retries WHERE tenant = $1")
         .bind(tenant.as_str())
         .fetch_all(&mut *transaction)
@@ -134,12 +151,15 @@ async fn write(
     if present_revision(&mut transaction, tenant).await? != change.planned_on {
         return Err(IntentError::Moved);
     }
+    changes::remove(&mut transaction, tenant, change).await?;
     insert_templates(&mut transaction, tenant, &change.templates).await?;
     write_assignments(&mut transaction, tenant, &change.assignments).await?;
     let revision = raise_revision(&mut transaction, tenant).await?;
     raise_floors(&mut transaction, tenant, change, revision).await?;
     ask_again(&mut transaction, tenant, change, revision).await?;
     append(&mut transaction, tenant, change.audit.as_ref()).await?;
+    changes::own(&mut transaction, tenant, change).await?;
+    changes::remember(&mut transaction, tenant, change.record(revision)).await?;
     transaction.commit().await.map_err(failed("intents"))?;
     Ok(revision)
 }
@@ -268,10 +288,12 @@ async fn insert_templates(
     }
     let compiled = revisions.iter().map(|revision| to_json("templates", &revision.compiled));
     query(
-        "INSERT INTO templates (tenant, name, version, id, digest, source, compiled, created_at) \
-         SELECT $1, r.name, r.version, r.id, r.digest, r.source, r.compiled, r.created_at \
-         FROM unnest($2::text[], $3::text[], $4::uuid[], $5::bytea[], $6::bytea[], $7::text[], $8::int8[]) \
-         WITH ORDINALITY AS r (name, version, id, digest, source, compiled, created_at, number) ORDER BY r.number",
+        "INSERT INTO templates (tenant, name, version, id, digest, source, compiled, created_at, author, message) \
+         SELECT $1, r.name, r.version, r.id, r.digest, r.source, r.compiled, r.created_at, r.author, r.message \
+         FROM unnest($2::text[], $3::text[], $4::uuid[], $5::bytea[], $6::bytea[], $7::text[], $8::int8[], \
+         $9::text[], $10::text[]) WITH ORDINALITY \
+         AS r (name, version, id, digest, source, compiled, created_at, author, message, number) \
+         ORDER BY r.number",
     )
     .bind(tenant.as_str())
     .bind(revisions.iter().map(|revision| revision.name.as_str()).collect::<Vec<_>>())
@@ -281,6 +303,8 @@ async fn insert_templates(
     .bind(revisions.iter().map(|revision| revision.source.as_bytes()).collect::<Vec<_>>())
     .bind(compiled.collect::<Result<Vec<_>, _>>()?)
     .bind(revisions.iter().map(|revision| signed(revision.created_at.0)).collect::<Vec<_>>())
+    .bind(revisions.iter().map(|revision| revision.author.as_str()).collect::<Vec<_>>())
+    .bind(revisions.iter().map(|revision| revision.message.as_str()).collect::<Vec<_>>())
     .execute(connection)
     .await
     .map_err(failed("templates"))?;
@@ -301,6 +325,8 @@ fn template_revision(row: &PgRow, tenant: &Tenant) -> Result<TemplateRevision, E
         source: source.map_err(|error| reading.wrong("source", error))?,
         compiled: reading.json("compiled")?,
         created_at: Timestamp(reading.unsigned("created_at")?),
+        author: reading.get("author")?,
+        message: reading.get("message")?,
     })
 }
 
@@ -313,8 +339,12 @@ async fn write_assignments(
         return Ok(());
     }
     let spec = |assignment: &Assignment| {
-        let Assignment { template, version, values, selector, priority, file, .. } = assignment.clone();
-        to_json("assignments", &AssignmentSpec { template, version, values, selector, priority, file })
+        let Assignment {
+            template, version, values, selector, priority, file, on_removal, retired_at, ..
+        } = assignment.clone();
+        let spec =
+            AssignmentSpec { template, version, values, selector, priority, file, on_removal, retired_at };
+        to_json("assignments", &spec)
     };
     query(
         "INSERT INTO assignments (tenant, name, spec, created_at, updated_at) SELECT $1, r.* \
@@ -336,7 +366,8 @@ async fn write_assignments(
 fn assignment(row: &PgRow, tenant: &Tenant) -> Result<Assignment, EngineError> {
     let name: String = Reading::new(row, "assignments").get("name")?;
     let reading = Reading::new(row, &format!("assignments, {tenant}:{name}"));
-    let AssignmentSpec { template, version, values, selector, priority, file } = reading.json("spec")?;
+    let AssignmentSpec { template, version, values, selector, priority, file, on_removal, retired_at } =
+        reading.json("spec")?;
     Ok(Assignment {
         name,
         template,
@@ -345,6 +376,8 @@ fn assignment(row: &PgRow, tenant: &Tenant) -> Result<Assignment, EngineError> {
         selector,
         priority,
         file,
+        on_removal,
+        retired_at,
         created_at: Timestamp(reading.unsigned("created_at")?),
         updated_at: Timestamp(reading.unsigned("updated_at")?),
     })

@@ -11,13 +11,14 @@ use super::{PostgresStore, connect, place};
 const PATIENCE: &str = "60000";
 
 /// Every version of the schema, in order: number, name, statements.
-const MIGRATIONS: [(i64, &str, &str); 6] = [
+const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "first", include_str!("../../migrations/postgres/0001_first.sql")),
     (2, "floors", include_str!("../../migrations/postgres/0002_floors.sql")),
     (3, "reports", include_str!("../../migrations/postgres/0003_reports.sql")),
     (4, "commands", include_str!("../../migrations/postgres/0004_commands.sql")),
     (5, "access", include_str!("../../migrations/postgres/0005_access.sql")),
     (6, "liveness", include_str!("../../migrations/postgres/0006_liveness.sql")),
+    (7, "history", include_str!("../../migrations/postgres/0007_history.sql")),
 ];
 
 impl PostgresStore {

@@ -6,7 +6,9 @@ use async_trait::async_trait;
 use muster_domain::audit::Entry;
 use muster_domain::desired::Labels;
 use muster_domain::ids::{AgentKey, Digest, IntentRevision, Tenant, Timestamp};
-use muster_domain::intent::{Assignment, Intent, IntentChange, MAX_RETRIES, TemplateRevision};
+use muster_domain::intent::{
+    Assignment, ChangeRecord, Intent, IntentChange, MAX_RETRIES, ObjectRef, OnRemoval, TemplateRevision,
+};
 use muster_domain::selector::AgentSelector;
 use muster_domain::template::TypedValue;
 use muster_ports::EngineError;
@@ -15,10 +17,10 @@ use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{SqliteConnection, query};
 
-use super::SqliteStore;
 use super::audit::append;
 use super::error::failed;
 use super::rows::{Reading, limit, signed, to_json};
+use super::{SqliteStore, changes};
 
 /// What is stored of an assignment as JSON; the rest of it are columns.
 #[derive(Serialize, Deserialize)]
@@ -29,6 +31,10 @@ struct AssignmentSpec {
     selector: AgentSelector,
     priority: i32,
     file: Option<String>,
+    #[serde(default, skip_serializing_if = "OnRemoval::is_default")]
+    on_removal: OnRemoval,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retired_at: Option<Timestamp>,
 }
 
 #[async_trait]
@@ -50,7 +56,7 @@ impl IntentStore for SqliteStore {
         let mut intent =
             Intent { revision: present_revision(&mut transaction, tenant).await?, ..Intent::default() };
         let templates = query(
-            "SELECT id, name, version, digest, source, compiled, created_at FROM templates \
+            "SELECT id, name, version, digest, source, compiled, created_at, author, message FROM templates \
              WHERE tenant = $1 ORDER BY ordinal",
         )
         .bind(tenant.as_str())
@@ -80,6 +86,7 @@ impl IntentStore for SqliteStore {
             let reading = Reading::new(row, "floors");
             intent.floors.insert(reading.get("assignment")?, IntentRevision(reading.unsigned("revision")?));
         }
+        intent.owners = changes::owners(&mut transaction, tenant).await?;
         let retries = query("SELECT uid, revision FROM retries WHERE tenant = $1")
             .bind(tenant.as_str())
             .fetch_all(&mut *transaction)
@@ -101,6 +108,7 @@ impl IntentStore for SqliteStore {
         if present_revision(&mut transaction, tenant).await? != change.planned_on {
             return Err(IntentError::Moved);
         }
+        changes::remove(&mut transaction, tenant, change).await?;
         for revision in &change.templates {
             insert_template(&mut transaction, tenant, revision).await?;
         }
@@ -113,6 +121,8 @@ impl IntentStore for SqliteStore {
         }
         ask_again(&mut transaction, tenant, change, revision).await?;
         append(&mut transaction, tenant, change.audit.as_ref()).await?;
+        changes::own(&mut transaction, tenant, change).await?;
+        changes::remember(&mut transaction, tenant, change.record(revision)).await?;
         transaction.commit().await.map_err(failed("intents"))?;
         Ok(revision)
     }
@@ -135,6 +145,16 @@ impl IntentStore for SqliteStore {
         let revision = Reading::new(&row, "intents").unsigned("revision")?;
         transaction.commit().await.map_err(failed("intents"))?;
         Ok(IntentRevision(revision))
+    }
+
+    async fn history(
+        &self,
+        tenant: &Tenant,
+        object: Option<&ObjectRef>,
+        before: Option<IntentRevision>,
+        limit: usize,
+    ) -> Result<Vec<ChangeRecord>, EngineError> {
+        changes::read(&mut *self.reader().await?, tenant, object, before, limit).await
     }
 
     async fn label(
@@ -276,8 +296,8 @@ async fn insert_template(
     revision: &TemplateRevision,
 ) -> Result<(), EngineError> {
     query(
-        "INSERT INTO templates (tenant, name, version, id, digest, source, compiled, created_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        "INSERT INTO templates (tenant, name, version, id, digest, source, compiled, created_at, author, message) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
     )
     .bind(tenant.as_str())
     .bind(&revision.name)
@@ -287,6 +307,8 @@ async fn insert_template(
     .bind(&revision.source)
     .bind(to_json("templates", &revision.compiled)?)
     .bind(signed(revision.created_at.0))
+    .bind(&revision.author)
+    .bind(&revision.message)
     .execute(connection)
     .await
     .map_err(failed("templates"))?;
@@ -305,6 +327,8 @@ fn template_revision(row: &SqliteRow, tenant: &Tenant) -> Result<TemplateRevisio
         source: reading.get("source")?,
         compiled: reading.json("compiled")?,
         created_at: Timestamp(reading.unsigned("created_at")?),
+        author: reading.get("author")?,
+        message: reading.get("message")?,
     })
 }
 
@@ -313,9 +337,9 @@ async fn write_assignment(
     tenant: &Tenant,
     assignment: &Assignment,
 ) -> Result<(), EngineError> {
-    let Assignment { name, template, version, values, selector, priority, file, created_at, updated_at } =
-        assignment.clone();
-    let spec = AssignmentSpec { template, version, values, selector, priority, file };
+    let Assignment { name, template, version, values, selector, priority, file, .. } = assignment.clone();
+    let Assignment { on_removal, retired_at, created_at, updated_at, .. } = *assignment;
+    let spec = AssignmentSpec { template, version, values, selector, priority, file, on_removal, retired_at };
     query(
         "INSERT OR REPLACE INTO assignments (tenant, name, spec, created_at, updated_at) \
          VALUES ($1, $2, $3, $4, $5)",
@@ -334,7 +358,8 @@ async fn write_assignment(
 fn assignment(row: &SqliteRow, tenant: &Tenant) -> Result<Assignment, EngineError> {
     let name: String = Reading::new(row, "assignments").get("name")?;
     let reading = Reading::new(row, &format!("assignments, {tenant}:{name}"));
-    let AssignmentSpec { template, version, values, selector, priority, file } = reading.json("spec")?;
+    let AssignmentSpec { template, version, values, selector, priority, file, on_removal, retired_at } =
+        reading.json("spec")?;
     Ok(Assignment {
         name,
         template,
@@ -343,6 +368,8 @@ fn assignment(row: &SqliteRow, tenant: &Tenant) -> Result<Assignment, EngineErro
         selector,
         priority,
         file,
+        on_removal,
+        retired_at,
         created_at: Timestamp(reading.unsigned("created_at")?),
         updated_at: Timestamp(reading.unsigned("updated_at")?),
     })

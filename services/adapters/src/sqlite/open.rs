@@ -23,13 +23,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const WAL_BYTES: &str = "67108864";
 
 /// Every version of the schema, in order: number, name, statements.
-const MIGRATIONS: [(i64, &str, &str); 6] = [
+const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "first", include_str!("../../migrations/sqlite/0001_first.sql")),
     (2, "floors", include_str!("../../migrations/sqlite/0002_floors.sql")),
     (3, "reports", include_str!("../../migrations/sqlite/0003_reports.sql")),
     (4, "commands", include_str!("../../migrations/sqlite/0004_commands.sql")),
     (5, "access", include_str!("../../migrations/sqlite/0005_access.sql")),
     (6, "liveness", include_str!("../../migrations/sqlite/0006_liveness.sql")),
+    (7, "history", include_str!("../../migrations/sqlite/0007_history.sql")),
 ];
 
 impl SqliteStore {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use muster_adapters::postgres::PostgresStore;
 use muster_domain::agent::Agent;
 use muster_domain::ids::{IntentRevision, MessageId, Partition, Timestamp};
-use muster_domain::intent::{Assignment, IntentChange};
+use muster_domain::intent::{Assignment, IntentChange, OnRemoval};
 use muster_domain::report::{ConfigFile, ConfigMap};
 use muster_domain::selector::AgentSelector;
 use muster_ports::log::Position;
@@ -138,6 +138,8 @@ fn change(planned_on: u64) -> IntentChange {
         selector: AgentSelector::default(),
         priority: 0,
         file: None,
+        on_removal: OnRemoval::default(),
+        retired_at: None,
         created_at: Timestamp(1),
         updated_at: Timestamp(1),
     };

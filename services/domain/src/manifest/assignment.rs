@@ -2,13 +2,14 @@
 
 use super::reader::{Errors, Fields, text};
 use super::{AssignmentManifest, TemplateRef, name, version};
+use crate::intent::OnRemoval;
 use crate::selector::{AgentSelector, Condition, MAX_AGENT_IDS, Requirement, Selector, agent_id};
 use crate::template::{GivenValue, GivenValues, check_file_name};
 use crate::yaml::{Located, Node, brief, did_you_mean};
 
 /// Reads the spec of an assignment of this name; without a name only errors are found.
 pub(super) fn read(node: &Node, own_name: Option<String>, errors: &mut Errors) -> Option<AssignmentManifest> {
-    let known = ["template", "values", "selector", "priority", "file", "rollout"];
+    let known = ["template", "values", "selector", "priority", "file", "on_removal", "rollout"];
     let fields = errors.fields(node, "spec", &known)?;
     let template = fields.required("template", errors).and_then(|node| template(node, errors));
     let values = fields.get("values").map(|node| values(node, errors));
@@ -22,6 +23,7 @@ pub(super) fn read(node: &Node, own_name: Option<String>, errors: &mut Errors) -
     };
     let priority = priority(&fields, errors);
     let file = file(&fields, errors);
+    let on_removal = on_removal(&fields, errors);
     if let Some(node) = fields.get("rollout") {
         rollout(node, errors);
     }
@@ -32,6 +34,7 @@ pub(super) fn read(node: &Node, own_name: Option<String>, errors: &mut Errors) -
         selector: selector?,
         priority,
         file,
+        on_removal,
     })
 }
 
@@ -65,6 +68,21 @@ fn file(fields: &Fields<'_>, errors: &mut Errors) -> Option<String> {
         errors.push(node.span, "spec.file", message);
     }
     Some(name.to_owned())
+}
+
+fn on_removal(fields: &Fields<'_>, errors: &mut Errors) -> OnRemoval {
+    let Some(node) = fields.get("on_removal") else { return OnRemoval::default() };
+    let found = errors.string(node, "spec.on_removal").map(|text| {
+        let known = OnRemoval::ALL.into_iter().find(|known| known.name() == text);
+        if known.is_none() {
+            let names = OnRemoval::ALL.map(OnRemoval::name);
+            let hint = did_you_mean(text, names);
+            let message = format!("{} is not known: write one of {}{hint}", brief(text), names.join(", "));
+            errors.push(node.span, "spec.on_removal", message);
+        }
+        known.unwrap_or_default()
+    });
+    found.unwrap_or_default()
 }
 
 fn rollout(node: &Node, errors: &mut Errors) {

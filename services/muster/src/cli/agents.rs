@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 
 use super::client::{Body, CliError, Client};
 use super::commands::{self, MessageArgs, Order};
+use super::explain;
 use super::output::{Page, Printer, age, moment, or_dash, plain, table, yes_or_no};
 
 /// Commands on agents.
@@ -33,6 +34,12 @@ pub enum AgentsCommand {
     },
     /// Show an agent: what it reports, and what it should run.
     Get {
+        /// The agent's instance_uid.
+        #[arg(value_name = "UID")]
+        uid: String,
+    },
+    /// Show why an agent has what it has: assignments, versions, values and where each comes from.
+    Explain {
         /// The agent's instance_uid.
         #[arg(value_name = "UID")]
         uid: String,
@@ -88,6 +95,7 @@ impl AgentsCommand {
                 let answer = client.get(&["agents", &check_uid(&uid)?], &[]).await?;
                 printer.print(answer, |answer| Ok(page(client.read(answer)?, OffsetDateTime::now_utc())))
             }
+            Self::Explain { uid } => explain::explain(&uid, client, printer).await,
             Self::Retry { uid } => {
                 let path = ["agents", &check_uid(&uid)?, "retry"];
                 let answer = client.call(Method::POST, &path, &[], Body::Nothing).await?;

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 
 use super::client::{CliError, Client};
 use super::output::{Page, Printer, age, moment, or_dash, plain, table, yes_or_no};
+use super::revisions::{self, DeleteArgs, PreviewArgs};
 
 /// Commands on configuration templates.
 #[derive(Debug, Clone, Subcommand)]
@@ -16,6 +17,7 @@ pub enum ConfigsCommand {
     /// List templates.
     List,
     /// Show a template: its variables and its manifest.
+    #[command(visible_alias = "show")]
     Get {
         /// The template's name.
         #[arg(value_name = "NAME")]
@@ -24,6 +26,28 @@ pub enum ConfigsCommand {
         #[arg(long, value_name = "VERSION")]
         version: Option<String>,
     },
+    /// List the versions of a template: who applied them, when and why.
+    History {
+        /// The template's name.
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Show what differs between two versions of a template.
+    Diff {
+        /// The template's name.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// The old version; by default the one before the new one.
+        #[arg(long, value_name = "VERSION")]
+        from: Option<String>,
+        /// The new version; by default the latest.
+        #[arg(long, value_name = "VERSION")]
+        to: Option<String>,
+    },
+    /// Show the rendered config of one agent: the one that it should run, or would run with other manifests.
+    Preview(PreviewArgs),
+    /// Delete a template with all its versions, unless an assignment uses one.
+    Delete(DeleteArgs),
 }
 
 /// Commands on assignments.
@@ -32,10 +56,29 @@ pub enum AssignmentsCommand {
     /// List assignments.
     List,
     /// Show an assignment: its template, values and agents.
+    #[command(visible_alias = "show")]
     Get {
         /// The assignment's name.
         #[arg(value_name = "NAME")]
         name: String,
+    },
+    /// List the changes of an assignment: who changed it, when and why.
+    History {
+        /// The assignment's name.
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Delete an assignment. No agent is sent an empty config.
+    Delete {
+        /// What is deleted.
+        #[command(flatten)]
+        delete: DeleteArgs,
+        /// Its agents keep what it gave last.
+        #[arg(long, conflicts_with = "fall_back")]
+        keep: bool,
+        /// Its agents get what the other assignments give.
+        #[arg(long)]
+        fall_back: bool,
     },
 }
 
@@ -53,6 +96,12 @@ impl ConfigsCommand {
                 let answer = client.get(&["configs", &name], &query).await?;
                 printer.print(answer, |answer| Ok(template(client.read(answer)?, now)))
             }
+            Self::History { name } => revisions::versions(&name, client, printer).await,
+            Self::Diff { name, from, to } => {
+                revisions::diff(&name, from.as_deref(), to.as_deref(), client, printer).await
+            }
+            Self::Preview(preview) => preview.run(client, printer).await,
+            Self::Delete(delete) => delete.run("configs", None, client, printer).await,
         }
     }
 }
@@ -68,6 +117,13 @@ impl AssignmentsCommand {
             Self::Get { name } => {
                 let answer = client.get(&["assignments", &name], &[]).await?;
                 printer.print(answer, |answer| Ok(assignment(client.read(answer)?, now)))
+            }
+            Self::History { name } => {
+                revisions::changes(Some(("ConfigAssignment", &name)), client, printer).await
+            }
+            Self::Delete { delete, keep, fall_back } => {
+                let then = keep.then_some("keep").or(fall_back.then_some("fall_back"));
+                delete.run("assignments", then, client, printer).await
             }
         }
     }
@@ -89,6 +145,8 @@ struct Template {
     id: String,
     digest: String,
     created_at: Option<String>,
+    author: String,
+    message: String,
     source: String,
     variables: Vec<Variable>,
 }
@@ -116,6 +174,9 @@ struct Assignment {
     selector_text: String,
     priority: i64,
     file: Option<String>,
+    on_removal: String,
+    retired_at: Option<String>,
+    owner: Option<String>,
     created_at: Option<String>,
     updated_at: Option<String>,
     matched_agents: Option<u64>,
@@ -174,6 +235,8 @@ fn template(template: Template, now: OffsetDateTime) -> String {
                 ("version", template.version),
                 ("versions", template.versions.join(", ")),
                 ("applied", moment(template.created_at.as_deref(), now)),
+                ("author", template.author),
+                ("message", template.message),
                 ("id", template.id),
                 ("digest", template.digest),
             ],
@@ -213,6 +276,9 @@ fn assignment(assignment: Assignment, now: OffsetDateTime) -> String {
                 ("selector", or_dash(&assignment.selector_text)),
                 ("priority", assignment.priority.to_string()),
                 ("file", assignment.file.unwrap_or(assignment.template.name)),
+                ("when deleted", assignment.on_removal),
+                ("deleted", moment(assignment.retired_at.as_deref(), now)),
+                ("owner", assignment.owner.unwrap_or_default()),
                 (
                     "matched agents",
                     assignment.matched_agents.map(|count| count.to_string()).unwrap_or_default(),

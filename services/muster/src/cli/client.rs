@@ -73,6 +73,9 @@ pub enum CliError {
     /// A stream that should go on for ever.
     #[error("Muster at {0} has ended the stream: it may be restarting")]
     Ended(String),
+    /// What was compared is not the same.
+    #[error("they differ")]
+    Differs,
     /// Muster refused the request.
     #[error("{0}")]
     Problem(Refusal),

@@ -16,12 +16,21 @@ const OPERATIONS: &[(&[&str], &[&str])] = &[
     (&["agents", "report"], &["commandAgent", "commandAgents", "listCommands"]),
     (&["agents", "message"], &["commandAgent", "commandAgents", "listCommands"]),
     (&["agents", "commands"], &["listAgentCommands"]),
+    (&["agents", "explain"], &["explainAgent"]),
     (&["apply"], &["apply"]),
+    (&["changes"], &["listChanges"]),
+    (&["diff"], &["diffManifests"]),
     (&["watch"], &["watchEvents"]),
     (&["configs", "list"], &["listConfigs"]),
     (&["configs", "get"], &["getConfig"]),
+    (&["configs", "history"], &["listConfigVersions"]),
+    (&["configs", "diff"], &["diffConfigVersions"]),
+    (&["configs", "preview"], &["previewConfig"]),
+    (&["configs", "delete"], &["deleteConfig"]),
     (&["assignments", "list"], &["listAssignments"]),
     (&["assignments", "get"], &["getAssignment"]),
+    (&["assignments", "history"], &["listChanges"]),
+    (&["assignments", "delete"], &["deleteAssignment"]),
 ];
 
 /// Adds to the help of each client command which role it needs.

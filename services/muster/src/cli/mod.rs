@@ -5,8 +5,10 @@ mod apply;
 mod catalog;
 mod client;
 mod commands;
+mod explain;
 mod help;
 mod output;
+mod revisions;
 mod sources;
 mod watch;
 
@@ -20,12 +22,13 @@ use clap::{Args, Subcommand};
 use crate::config::{Secret, parse_duration};
 
 pub use agents::AgentsCommand;
-pub use apply::ApplyArgs;
+pub use apply::{ApplyArgs, DiffArgs};
 pub use catalog::{AssignmentsCommand, ConfigsCommand};
 pub use client::{CliError, PlacedError, Refusal};
 pub use commands::{MessageArgs, Order};
 pub use help::with_roles;
 pub use output::Format;
+pub use revisions::{DeleteArgs, PreviewArgs};
 pub use watch::WatchArgs;
 
 use client::Client;
@@ -88,15 +91,23 @@ pub enum ClientCommand {
     Agents(AgentsCommand),
     /// Apply manifests: all of them, or none if one is wrong.
     Apply(ApplyArgs),
+    /// Show what applying manifests would change, of the configuration and of agents. Exits with 0 if nothing,
+    /// and with 2 if something.
+    Diff(DiffArgs),
+    /// List changes of the configuration: who changed what, when and why.
+    Changes,
     /// Show what happens to agents, as it happens.
     Watch(WatchArgs),
-    /// List and show configuration templates.
+    /// List, show, compare, preview and delete configuration templates.
     #[command(subcommand)]
     Configs(ConfigsCommand),
-    /// List and show assignments: which agents get which template.
+    /// List, show and delete assignments: which agents get which template.
     #[command(subcommand)]
     Assignments(AssignmentsCommand),
 }
+
+/// Exit code of a comparison that found differences.
+const DIFFERS: u8 = 2;
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {
     let timeout = parse_duration(text).filter(|timeout| !timeout.is_zero());
@@ -117,6 +128,10 @@ pub async fn run(command: ClientCommand, options: &GlobalOptions) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
+        Err(CliError::Differs) => match out.flush() {
+            Ok(()) => ExitCode::from(DIFFERS),
+            Err(_) => ExitCode::FAILURE,
+        },
         Err(error) => {
             // Nobody is left to tell if this fails.
             let _ = writeln!(std::io::stderr(), "{}", output::clean_lines(&error.report()));
@@ -140,6 +155,8 @@ pub async fn execute(
     match command {
         ClientCommand::Agents(command) => command.run(&client, &mut printer).await,
         ClientCommand::Apply(args) => args.run(&client, &mut printer).await,
+        ClientCommand::Diff(args) => args.run(&client, &mut printer).await,
+        ClientCommand::Changes => revisions::changes(None, &client, &mut printer).await,
         ClientCommand::Watch(args) => args.run(&client, &mut printer).await,
         ClientCommand::Configs(command) => command.run(&client, &mut printer).await,
         ClientCommand::Assignments(command) => command.run(&client, &mut printer).await,

@@ -39,7 +39,15 @@ impl Sources {
                 .map_err(|_| CliError::Usage(format!("cannot read {name}: it is not UTF-8 text")))?;
             Ok((name, text))
         };
-        Self::of(files.iter().map(read).collect::<Result<_, CliError>>()?)
+        let mut found = Vec::new();
+        for file in files {
+            if !is_stdin(file) && file.is_dir() {
+                found.extend(manifests_below(file)?);
+            } else {
+                found.push(file.clone());
+            }
+        }
+        Self::of(found.iter().map(read).collect::<Result<_, CliError>>()?)
     }
 
     /// Puts texts together. Each must be YAML by itself, so that what is wrong in one does not
@@ -72,6 +80,17 @@ impl Sources {
         Err(CliError::Manifests { lines, why })
     }
 
+    /// A refusal of the stream, with its errors as ones of the files that they are in.
+    pub(super) fn placed(&self, error: CliError) -> CliError {
+        match error {
+            CliError::Problem(refusal) if !refusal.errors.is_empty() => CliError::Manifests {
+                lines: refusal.errors.iter().map(|error| self.place(error)).collect(),
+                why: refusal.to_string(),
+            },
+            error => error,
+        }
+    }
+
     /// An error of the stream as one of the file that it is in.
     pub(super) fn place(&self, error: &PlacedError) -> String {
         let Some(line) = error.line else { return error.to_string() };
@@ -79,6 +98,44 @@ impl Sources {
         let Some((name, start)) = file else { return error.to_string() };
         format!("{name}: {}", PlacedError { line: Some(line - start + 1), ..error.clone() })
     }
+}
+
+/// Most files that a directory stands for.
+const MAX_FILES: usize = 10_000;
+
+/// The manifest files in a directory and below, in order of their paths. Hidden ones are left out.
+fn manifests_below(directory: &Path) -> Result<Vec<PathBuf>, CliError> {
+    let failed = |place: &Path, error: std::io::Error| {
+        CliError::Usage(format!("cannot read {}: {error}", place.display()))
+    };
+    let (mut files, mut waiting) = (Vec::new(), vec![directory.to_owned()]);
+    while let Some(place) = waiting.pop() {
+        for entry in std::fs::read_dir(&place).map_err(|error| failed(&place, error))? {
+            let entry = entry.map_err(|error| failed(&place, error))?;
+            let (path, name) = (entry.path(), entry.file_name());
+            let kind = entry.file_type().map_err(|error| failed(&path, error))?;
+            let is_manifest =
+                path.extension().is_some_and(|end| end == "yaml" || end == "yml" || end == "json");
+            if name.to_string_lossy().starts_with('.') {
+                continue;
+            } else if kind.is_dir() {
+                waiting.push(path);
+            } else if is_manifest {
+                files.push(path);
+            }
+            if files.len() + waiting.len() > MAX_FILES {
+                let what =
+                    format!("{}: more than {MAX_FILES} files: name a smaller directory", directory.display());
+                return Err(CliError::Usage(what));
+            }
+        }
+    }
+    if files.is_empty() {
+        let what = format!("{}: there is no .yaml, .yml or .json file in it", directory.display());
+        return Err(CliError::Usage(what));
+    }
+    files.sort();
+    Ok(files)
 }
 
 fn is_stdin(file: &Path) -> bool {

@@ -6,6 +6,7 @@ mod commands;
 mod components;
 mod fleet;
 mod fold;
+mod history;
 mod intent;
 mod parts;
 mod recovery;
@@ -48,6 +49,10 @@ pub async fn all<S: Store>(make: impl AsyncFn() -> S) {
     intent::an_unknown_agent_has_no_labels(&make().await).await;
     intent::a_label_moves_the_intent_under_plans_and_commits(&make().await).await;
     intent::tenants_are_apart(&make().await).await;
+
+    history::changes_are_remembered(&make().await).await;
+    history::what_is_deleted_is_gone(&make().await).await;
+    history::owners_come_and_go(&make().await).await;
 
     components::a_list_is_stored_once_a_hash(&make().await).await;
     components::lists_of_other_tenants_and_types_are_others(&make().await).await;

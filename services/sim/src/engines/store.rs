@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use muster_domain::audit::Entry;
 use muster_domain::desired::Labels;
 use muster_domain::ids::{AgentKey, Cell, Incarnation, IntentRevision, Partition, Tenant, Timestamp};
-use muster_domain::intent::{Intent, IntentChange};
+use muster_domain::intent::{ChangeRecord, Intent, IntentChange, ObjectRef};
 use muster_ports::EngineError;
 use muster_ports::kv::KeyValue;
 use muster_ports::log::Log;
@@ -179,6 +179,19 @@ impl IntentStore for SimStore {
             world.trace.note(&name, format_args!("advances the intent to {revision}"));
             Ok(revision)
         };
+        self.0.call(Engine::Store, None, work).await
+    }
+
+    async fn history(
+        &self,
+        tenant: &Tenant,
+        object: Option<&ObjectRef>,
+        before: Option<IntentRevision>,
+        limit: usize,
+    ) -> Result<Vec<ChangeRecord>, EngineError> {
+        let (world, tenant, object) = (self.world(), tenant.clone(), object.cloned());
+        let work =
+            async move { world.engines().store.history(&tenant, object.as_ref(), before, limit).await };
         self.0.call(Engine::Store, None, work).await
     }
 

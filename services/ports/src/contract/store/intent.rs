@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use muster_domain::desired::Labels;
 use muster_domain::ids::{AgentKey, Digest, IntentRevision, Partition, Timestamp};
-use muster_domain::intent::{Assignment, Intent, IntentChange, MAX_RETRIES, TemplateRevision};
+use muster_domain::intent::{Assignment, Intent, IntentChange, MAX_RETRIES, OnRemoval, TemplateRevision};
 use muster_domain::selector::AgentSelector;
 use muster_domain::template::{
     CompiledBody, CompiledFile, CompiledTemplate, Segment, Slot, SlotEncoding, SlotSource, TypedValue,
@@ -24,7 +24,7 @@ pub(super) async fn revision_of(store: &dyn Store, name: &str) -> IntentRevision
 }
 
 /// A revision of a template in which nothing is left out.
-fn template(name: &str, version: &str) -> TemplateRevision {
+pub(super) fn template(name: &str, version: &str) -> TemplateRevision {
     let variable = Variable {
         name: "ratio".to_owned(),
         kind: VariableType::Float,
@@ -67,6 +67,8 @@ fn template(name: &str, version: &str) -> TemplateRevision {
             files: vec![file(None), file(Some("größe"))],
         },
         created_at: NOW,
+        author: "jane@example.com".to_owned(),
+        message: "why: 'größe'\n".to_owned(),
     }
 }
 
@@ -90,6 +92,8 @@ fn assignment(name: &str, template: &str) -> Assignment {
         },
         priority: i32::MIN,
         file: Some("collector.yaml".to_owned()),
+        on_removal: OnRemoval::Keep,
+        retired_at: Some(Timestamp(NOW.0 + 2)),
         created_at: NOW,
         updated_at: Timestamp(NOW.0 + 1),
     }
@@ -139,6 +143,7 @@ pub(super) async fn a_change_raises_the_revision_by_one(store: &dyn Store) {
         assignments: BTreeMap::from([("everyone".to_owned(), assignment("everyone", "t"))]),
         floors: BTreeMap::new(),
         retries: BTreeMap::new(),
+        owners: BTreeMap::new(),
     };
     assert_eq!(store.intent(&tenant("default")).await.unwrap(), expected);
     let template_only = IntentChange {
