@@ -153,7 +153,9 @@ async fn a_dry_run_says_how_many_agents_change_and_writes_nothing() {
     let mut agents = Vec::new();
     for team in ["blue", "blue", "red"] {
         let mut agent = RawAgent::connect(&muster.opamp_url()).await;
-        agent.exchange(&first_report(new_uid(), &[("team", team)])).await;
+        let uid = new_uid();
+        agent.exchange(&first_report(uid, &[("team", team)])).await;
+        agent_has(&muster, uid, "/connected", true).await;
         agents.push(agent);
     }
     let file = muster.data_dir().join("base.yaml");
