@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use muster_domain::access::Role;
 use muster_domain::audit::{self, Entry, Head, Record};
 use muster_domain::ids::{Digest, Tenant, Timestamp, TokenId};
 use muster_domain::tenant::{DEFAULT, Quotas, TenantRecord};
@@ -110,6 +111,7 @@ impl TokenStore for MemoryStore {
         &self,
         tenant: &Tenant,
         choice: &TokenChoice,
+        roles: &[Role],
         at: Timestamp,
         audit: &Entry,
     ) -> Result<Vec<Token>, EngineError> {
@@ -119,7 +121,7 @@ impl TokenStore for MemoryStore {
                 TokenChoice::Id(id) => token.id == *id,
                 TokenChoice::Account(account) => token.account == *account,
             };
-            is_meant && token.tenant == *tenant && token.revoked_at.is_none()
+            is_meant && roles.contains(&token.role) && token.tenant == *tenant && token.revoked_at.is_none()
         };
         let mut revoked = Vec::new();
         for token in access.tokens.values_mut().filter(is_chosen) {

@@ -133,6 +133,7 @@ impl Tables {
         self.labels.retain(|key, _| key.tenant != *tenant);
         self.commands.retain(|_, command| command.key.tenant != *tenant);
         self.components.retain(|key, _| key.tenant != *tenant);
+        self.changes.remove(tenant);
         self.quarantined.retain(|entry| entry.key.as_ref().is_none_or(|key| key.tenant != *tenant));
         if let Some(intent) = self.intents.get_mut(tenant) {
             let revision = IntentRevision(intent.revision.0 + 1);

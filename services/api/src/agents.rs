@@ -15,6 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::Shared;
 use crate::caller::Caller;
+use crate::cursor::Bound;
 use crate::problem::{ApiError, Problem};
 use crate::views::{self, AgentView};
 
@@ -67,19 +68,19 @@ pub(crate) async fn list(
         query.selector.parse().map_err(|error| ApiError::BadRequest(format!("selector: {error}")))?;
     let selector = AgentSelector { requirements, ..AgentSelector::default() };
     let filter = AgentFilter { liveness: liveness(query.liveness.as_deref())?, drifted: query.drifted };
-    let after: Option<InstanceUid> =
-        match &query.cursor {
-            None => None,
-            Some(cursor) => {
-                let uid = cursor.parse();
-                Some(uid.map_err(|_| {
-                    ApiError::BadRequest("cursor: use next_cursor of the page before".to_owned())
-                })?)
-            }
-        };
+    let drifted = query.drifted.map_or("", |drifted| if drifted { "1" } else { "0" });
+    let asked = [query.selector.as_str(), query.liveness.as_deref().unwrap_or_default(), drifted];
+    let bound = Bound { tenant: &caller.tenant, operation: "listAgents", query: &asked };
+    let after: Option<InstanceUid> = match &query.cursor {
+        None => None,
+        Some(cursor) => {
+            let uid = InstanceUid::try_from(bound.open(cursor)?.as_slice());
+            Some(uid.map_err(|error| ApiError::BadRequest(format!("cursor: {error}")))?)
+        }
+    };
     // One more than asked for tells whether there is another page.
     let mut found = shared.engines.fleet.find(&caller.tenant, &selector, &filter, after, limit + 1).await?;
-    let next_cursor = (found.len() > limit).then(|| found[limit - 1].agent.key.uid.to_string());
+    let next_cursor = (found.len() > limit).then(|| bound.seal(found[limit - 1].agent.key.uid.as_bytes()));
     found.truncate(limit);
     let keys: Vec<_> = found.iter().map(|stored| stored.agent.key.clone()).collect();
     let owned = look_up(&shared, &keys).await;

@@ -92,7 +92,7 @@ pub(crate) async fn apply(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Applied>, ApiError> {
     let Query(query) = query.map_err(|error| ApiError::BadRequest(error.body_text()))?;
-    let documents = documents(&text(body)?)?;
+    let documents = documents(&text(&caller, body)?)?;
     query.check()?;
     let made = made(&shared, &caller, query.message.as_deref())?;
     for _ in 0..ATTEMPTS {
@@ -180,13 +180,18 @@ fn objects(documents: &[Document]) -> BTreeSet<ObjectRef> {
 }
 
 /// The text of a body of manifests.
-pub(crate) fn text(body: Result<Bytes, BytesRejection>) -> Result<String, ApiError> {
+pub(crate) fn text(caller: &Caller, body: Result<Bytes, BytesRejection>) -> Result<String, ApiError> {
     let body = body.map_err(|error| match error.status() {
         StatusCode::PAYLOAD_TOO_LARGE => {
             ApiError::TooLarge(format!("the manifests are larger than {MAX_BODY} bytes: apply them in parts"))
         }
         _ => ApiError::BadRequest(error.body_text()),
     })?;
+    if let Some(most) = caller.quotas.config_bytes.filter(|most| body.len() as u64 > *most) {
+        let what =
+            format!("the manifests are larger than the {most} bytes of the tenant's quota config_bytes");
+        return Err(ApiError::TooLarge(what));
+    }
     String::from_utf8(body.into())
         .map_err(|error| ApiError::BadRequest(format!("the manifests are not UTF-8: {error}")))
 }

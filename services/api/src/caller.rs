@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use muster_domain::access::Role;
 use muster_domain::audit::{Entry, Outcome};
 use muster_domain::ids::{AgentKey, Tenant, Timestamp};
+use muster_domain::tenant::Quotas;
 
 use crate::problem::ApiError;
 
@@ -22,6 +23,8 @@ pub(crate) struct Caller {
     pub(crate) role: Role,
     /// Where the request comes from; empty where that is not known.
     pub(crate) remote: String,
+    /// What the tenant may use.
+    pub(crate) quotas: Quotas,
 }
 
 impl Caller {

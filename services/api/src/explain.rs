@@ -217,7 +217,7 @@ pub(crate) async fn preview(
 ) -> Result<Json<PreviewView>, ApiError> {
     let StoredAgent { agent, labels } = stored(&shared, &caller, &uid).await?;
     let intent = shared.engines.intent.intent(&caller.tenant).await?;
-    let body = apply::text(body)?;
+    let body = apply::text(&caller, body)?;
     let before = Planner::new(&intent);
     let after = if body.trim().is_empty() {
         Planner::new(&intent)

@@ -5,10 +5,13 @@
 mod agents;
 mod apply;
 mod assignments;
+mod audit;
+mod authenticate;
 mod caller;
 mod change;
 mod commands;
 mod configs;
+mod cursor;
 mod diff;
 mod events;
 mod explain;
@@ -16,22 +19,28 @@ mod guard;
 mod history;
 mod impact;
 mod labels;
+mod limits;
 mod listener;
 mod problem;
 mod removal;
 mod retry;
 mod system;
+mod tenants;
+mod tokens;
 mod views;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
+use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::{Extension, Router};
 use muster_domain::ids::{Cell, Tenant};
 use muster_ports::Clock;
+use muster_ports::access::AccessStore;
 use muster_ports::bus::{Bus, Subject};
 use muster_ports::ownership::Ownership;
 use muster_ports::store::{CommandStore, ComponentStore, FleetStore, IntentStore};
@@ -40,12 +49,15 @@ use prometheus::Registry;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::CorsLayer;
 use tracing::{debug, info, warn};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::guard::Guard;
+pub use crate::guard::Rules;
+pub use crate::listener::Peer;
 pub use crate::system::Readiness;
 use crate::system::System;
 
@@ -61,6 +73,8 @@ pub struct Settings {
     pub cell: Cell,
     /// Tenant of requests without a credential.
     pub tenant: Tenant,
+    /// Who may ask, from where, and how often.
+    pub rules: Rules,
 }
 
 /// The engines that an api works on.
@@ -74,6 +88,8 @@ pub struct Engines {
     pub components: Arc<dyn ComponentStore>,
     /// Orders to agents.
     pub commands: Arc<dyn CommandStore>,
+    /// Who may do what: tenants, tokens, the audit log.
+    pub access: Arc<dyn AccessStore>,
     /// When agents were heard last.
     pub ownership: Arc<dyn Ownership>,
     /// Wakes control; what happens to agents.
@@ -111,6 +127,7 @@ impl Shared {
         (name = "agents", description = "The fleet: what agents report and what they should run."),
         (name = "commands", description = "Orders to agents, each sent at most once."),
         (name = "configuration", description = "Templates, assignments, and applying manifests."),
+        (name = "access", description = "Tokens, tenants and the audit log."),
         (name = "system", description = "Health of this process.")
     )
 )]
@@ -123,7 +140,10 @@ pub fn router(settings: Settings, engines: Engines, readiness: Readiness, metric
     let (system, _) = system_routes(readiness, metrics).split_for_parts();
     let (router, _) = api_routes().split_for_parts();
     let document = openapi();
-    let guard = Arc::new(Guard::new(&document, shared.settings.tenant.clone()));
+    let Settings { tenant, rules, .. } = shared.settings.clone();
+    let cors = cors(&rules);
+    let access = Arc::clone(&shared.engines.access);
+    let guard = Arc::new(Guard::new(&document, tenant, rules, access, shared.engines.clock.clone()));
     router
         .route(
             guard::DOCUMENT,
@@ -137,9 +157,22 @@ pub fn router(settings: Settings, engines: Engines, readiness: Readiness, metric
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
         .layer(middleware::from_fn_with_state(guard, guard::stand))
+        .layer(cors)
         .layer(middleware::from_fn(deadline))
         .layer(CatchPanicLayer::custom(problem::panicked))
         .layer(DefaultBodyLimit::max(MAX_BODY))
+}
+
+/// What web pages of other origins may ask: nothing, unless they are named.
+fn cors(rules: &Rules) -> CorsLayer {
+    let origins: Vec<HeaderValue> =
+        rules.cors_origins.iter().filter_map(|origin| HeaderValue::try_from(origin).ok()).collect();
+    if origins.is_empty() {
+        return CorsLayer::new();
+    }
+    let methods = [Method::GET, Method::PUT, Method::POST, Method::PATCH, Method::DELETE];
+    let headers = [AUTHORIZATION, CONTENT_TYPE, HeaderName::from_static(guard::TENANT_HEADER)];
+    CorsLayer::new().allow_origin(origins).allow_methods(methods).allow_headers(headers)
 }
 
 /// The document that describes every operation.
@@ -172,6 +205,13 @@ fn api_routes() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(assignments::get, removal::assignment))
         .routes(routes!(explain::explain))
         .routes(routes!(explain::preview))
+        .routes(routes!(tokens::who))
+        .routes(routes!(tokens::create, tokens::list, tokens::revoke_account))
+        .routes(routes!(tokens::revoke))
+        .routes(routes!(audit::list))
+        .routes(routes!(tenants::create, tenants::list))
+        .routes(routes!(tenants::get, tenants::remove))
+        .routes(routes!(tenants::limit))
 }
 
 /// `/health`, `/ready` and `/metrics`, for a process without the api role.

@@ -17,7 +17,7 @@ pub(crate) struct Accepting(pub(crate) Listener);
 
 /// Whose connection a request came on.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Peer(pub(crate) SocketAddr);
+pub struct Peer(pub SocketAddr);
 
 impl Connected<IncomingStream<'_, Accepting>> for Peer {
     fn connect_info(stream: IncomingStream<'_, Accepting>) -> Self {

@@ -1,10 +1,11 @@
 //! Errors of the API, as problem details (RFC 9457).
 
 use std::any::Any;
+use std::time::Duration;
 
 use axum::Json;
 use axum::http::StatusCode;
-use axum::http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::response::{IntoResponse, Response};
 use muster_domain::manifest::ManifestError;
 use muster_ports::EngineError;
@@ -65,6 +66,8 @@ pub(crate) enum ApiError {
     Conflict(String),
     /// The process does as much already as it may.
     Busy(String),
+    /// Who asks has asked too often: how long to wait.
+    TooMany(Duration),
     /// Manifests that cannot be applied.
     Manifests(Vec<ManifestError>),
     /// What is proven wrong with what agents would get.
@@ -94,6 +97,12 @@ impl IntoResponse for ApiError {
             Self::TooLarge(detail) => problem(StatusCode::PAYLOAD_TOO_LARGE, detail),
             Self::Conflict(detail) => problem(StatusCode::CONFLICT, detail),
             Self::Busy(detail) => problem(StatusCode::SERVICE_UNAVAILABLE, detail),
+            Self::TooMany(wait) => {
+                let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+                let detail = format!("this is more than may be asked in a time: come back in {seconds} s");
+                ([(RETRY_AFTER, seconds.to_string())], problem(StatusCode::TOO_MANY_REQUESTS, detail))
+                    .into_response()
+            }
             Self::Manifests(errors) => {
                 let errors: Vec<_> = errors
                     .into_iter()

@@ -99,12 +99,22 @@ pub struct Operation {
 const READERS: &[Role] = &Role::ALL;
 const OPERATORS: &[Role] = &[Role::Operator, Role::Admin, Role::System];
 
+const ADMINS: &[Role] = &[Role::Admin, Role::System];
+
 const fn public(id: &'static str, about: &'static str) -> Operation {
     Operation { id, about, roles: READERS, is_public: true, is_change: false }
 }
 
 const fn read(id: &'static str, about: &'static str) -> Operation {
     Operation { id, about, roles: READERS, is_public: false, is_change: false }
+}
+
+const fn administer(id: &'static str, about: &'static str, is_change: bool) -> Operation {
+    Operation { id, about, roles: ADMINS, is_public: false, is_change }
+}
+
+const fn system(id: &'static str, about: &'static str, is_change: bool) -> Operation {
+    Operation { id, about, roles: &[Role::System], is_public: false, is_change }
 }
 
 const fn operate(id: &'static str, about: &'static str) -> Operation {
@@ -136,6 +146,17 @@ pub const OPERATIONS: &[Operation] = &[
     read("listChanges", "list changes of the configuration"),
     read("explainAgent", "explain why an agent has what it has"),
     read("previewConfig", "preview an agent's config"),
+    read("whoAmI", "show who asks"),
+    administer("listTokens", "list tokens", false),
+    administer("createToken", "make a token", true),
+    administer("revokeToken", "revoke a token", true),
+    administer("revokeAccount", "revoke all tokens of an account", true),
+    administer("listAudit", "show the audit log", false),
+    system("listTenants", "list tenants", false),
+    system("getTenant", "show a tenant", false),
+    system("createTenant", "make a tenant", true),
+    system("limitTenant", "set what a tenant may use", true),
+    system("removeTenant", "remove a tenant", true),
     public("health", "whether the process is alive"),
     public("ready", "whether the process can serve"),
     public("metrics", "the process's metrics, which name no tenant"),

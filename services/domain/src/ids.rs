@@ -279,6 +279,17 @@ impl Digest {
     }
 }
 
+impl FromStr for Digest {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let bytes = hex::decode(text).ok().and_then(|bytes| bytes.try_into().ok());
+        bytes
+            .map(Self)
+            .ok_or_else(|| InvalidId { what: "digest", problem: "must be 64 hexadecimal digits".to_owned() })
+    }
+}
+
 /// A [`Digest::of`] a content that comes in pieces, or that is worked through in pieces.
 #[derive(Debug, Clone, Default)]
 pub struct Digesting(Sha256);

@@ -17,6 +17,7 @@ pub mod intent;
 pub mod liveness;
 pub mod manifest;
 pub mod membership;
+pub mod network;
 pub mod preflight;
 mod recent;
 pub mod reconcile;

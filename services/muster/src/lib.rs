@@ -4,6 +4,7 @@ pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod engines;
+mod first_token;
 pub mod program;
 pub mod serve;
 pub mod telemetry;

@@ -11,7 +11,7 @@ use crate::cli::{ClientCommand, GlobalOptions};
 use crate::config::Config;
 use crate::engines::Role;
 use crate::serve::Process;
-use crate::{cli, demo, engines, serve, telemetry};
+use crate::{cli, demo, engines, first_token, serve, telemetry};
 
 /// Control plane for fleets of telemetry agents that speak OpAMP.
 #[derive(Debug, Parser)]
@@ -31,6 +31,8 @@ enum Command {
     Migrate(MigrateArgs),
     /// Put the store in front of what was decided before, after it was restored from a backup, and end.
     Resync(MigrateArgs),
+    /// Make another token of role system in the store itself, for who has lost theirs, and end.
+    RecoverToken(MigrateArgs),
     /// Run the server with a simulated fleet and an example configuration, to look around.
     Demo(DemoArgs),
     #[command(flatten)]
@@ -93,6 +95,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => run_server(&args),
         Command::Migrate(args) => run_migrate(&args),
         Command::Resync(args) => run_resync(&args),
+        Command::RecoverToken(args) => run_recover_token(&args),
         Command::Demo(args) => run_demo(&args),
         Command::Client(command) => return run_client(command, &program.global),
     };
@@ -149,6 +152,15 @@ fn run_resync(args: &MigrateArgs) -> anyhow::Result<()> {
     }
     println!("region {cell}: every partition begins a new epoch; agents are asked for full state");
     Ok(())
+}
+
+fn run_recover_token(args: &MigrateArgs) -> anyhow::Result<()> {
+    let config = load(args.config.as_deref())?;
+    let _telemetry = telemetry::init(&config, None)?;
+    runtime()?.block_on(async {
+        let store = engines::open_store(&config, &args.data_dir).await?;
+        first_token::another(store.as_ref(), serve::system_clock()()).await
+    })
 }
 
 fn run_demo(args: &DemoArgs) -> anyhow::Result<()> {

@@ -21,8 +21,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::config::{Budgets, Config};
+use crate::config::{Auth, Budgets, Config};
 use crate::engines::{self, Role};
+use crate::first_token;
 use crate::tls::Listeners;
 
 /// Tenant of agents and requests without a credential.
@@ -219,12 +220,20 @@ impl Server {
         let readiness = engines.readiness.clone();
         let router = match engines.store.as_ref().filter(|_| has(Role::Api)) {
             Some(store) => {
-                let settings = muster_api::Settings { cell, tenant: TENANT.parse().context("tenant")? };
+                if config.auth.is_required_of_api() {
+                    first_token::offer(store.as_ref(), clock()).await?;
+                }
+                let settings = muster_api::Settings {
+                    cell,
+                    tenant: TENANT.parse().context("tenant")?,
+                    rules: rules(&config.auth),
+                };
                 let engines = muster_api::Engines {
                     intent: as_intent(store),
                     fleet: as_fleet(store),
                     components: as_components(store),
                     commands: as_commands(store),
+                    access: Arc::clone(store) as _,
                     ownership: Arc::clone(&engines.ownership),
                     bus: Arc::clone(&engines.bus),
                     clock,
@@ -268,6 +277,18 @@ impl Server {
             running.end().await;
         }
         info!("stopped");
+    }
+}
+
+fn rules(auth: &Auth) -> muster_api::Rules {
+    muster_api::Rules {
+        is_required: auth.is_required_of_api(),
+        agent_prefix: auth.api_key.prefix.clone(),
+        allowed_networks: auth.api.allowed_networks.clone(),
+        trusted_proxies: auth.api.trusted_proxies.clone(),
+        cors_origins: auth.api.cors_origins.clone(),
+        requests: auth.api.requests(),
+        failures: auth.api.failures(),
     }
 }
 

@@ -3,6 +3,7 @@
 //! Every change of them writes its record of the audit log in its own transaction: both are there, or none.
 
 use async_trait::async_trait;
+use muster_domain::access::Role;
 use muster_domain::audit::{Entry, Head, Outcome, Record};
 use muster_domain::ids::{Digest, Tenant, Timestamp, TokenId};
 use muster_domain::tenant::{Quotas, TenantRecord};
@@ -55,12 +56,13 @@ pub trait TokenStore: Send + Sync {
     /// callers at once, one does.
     async fn create_first_token(&self, token: &Token, audit: &Entry) -> Result<bool, EngineError>;
 
-    /// Revokes those of a tenant's tokens that are chosen and not revoked yet; returns them. With none there
-    /// is no record in the audit log.
+    /// Revokes those of a tenant's tokens that are chosen, have one of these roles and are not revoked yet;
+    /// returns them. With none there is no record in the audit log.
     async fn revoke_tokens(
         &self,
         tenant: &Tenant,
         choice: &TokenChoice,
+        roles: &[Role],
         at: Timestamp,
         audit: &Entry,
     ) -> Result<Vec<Token>, EngineError>;
@@ -181,3 +183,8 @@ pub trait TenantStore: Send + Sync {
     /// How many agents of a tenant are stored.
     async fn count_agents(&self, tenant: &Tenant) -> Result<u64, EngineError>;
 }
+
+/// All that the store keeps of who may do what.
+pub trait AccessStore: TokenStore + AuditStore + TenantStore {}
+
+impl<T: TokenStore + AuditStore + TenantStore> AccessStore for T {}

@@ -24,7 +24,7 @@ use muster_domain::selector::AgentSelector;
 use uuid::Uuid;
 
 use crate::EngineError;
-use crate::access::{AuditStore, TenantStore, TokenStore};
+use crate::access::AccessStore;
 use crate::log::Position;
 
 /// How far a partition of the log is folded, and by which generation of its worker's writes.
@@ -355,27 +355,11 @@ pub trait RecoveryStore: Send + Sync {
 
 /// A store in all its aspects.
 pub trait Store:
-    FoldStore
-    + IntentStore
-    + FleetStore
-    + ComponentStore
-    + CommandStore
-    + RecoveryStore
-    + TokenStore
-    + AuditStore
-    + TenantStore
+    FoldStore + IntentStore + FleetStore + ComponentStore + CommandStore + RecoveryStore + AccessStore
 {
 }
 
 impl<T> Store for T where
-    T: FoldStore
-        + IntentStore
-        + FleetStore
-        + ComponentStore
-        + CommandStore
-        + RecoveryStore
-        + TokenStore
-        + AuditStore
-        + TenantStore
+    T: FoldStore + IntentStore + FleetStore + ComponentStore + CommandStore + RecoveryStore + AccessStore
 {
 }

@@ -1,6 +1,7 @@
 //! Tenants and tokens.
 
 use async_trait::async_trait;
+use muster_domain::access::Role;
 use muster_domain::audit::Entry;
 use muster_domain::ids::{Digest, Tenant, Timestamp, TokenId};
 use muster_domain::tenant::{Quotas, TenantRecord};
@@ -62,10 +63,11 @@ impl TokenStore for PostgresStore {
         &self,
         tenant: &Tenant,
         choice: &TokenChoice,
+        roles: &[Role],
         at: Timestamp,
         audit: &Entry,
     ) -> Result<Vec<Token>, EngineError> {
-        call!(self, tenant, |connection| revoke(connection, tenant, choice, at, audit))
+        call!(self, tenant, |connection| revoke(connection, tenant, choice, roles, at, audit))
     }
 }
 
@@ -171,6 +173,7 @@ async fn revoke(
     connection: &mut PgConnection,
     tenant: &Tenant,
     choice: &TokenChoice,
+    roles: &[Role],
     at: Timestamp,
     audit: &Entry,
 ) -> Result<Vec<Token>, EngineError> {
@@ -181,13 +184,14 @@ async fn revoke(
     };
     let revoked = query(
         "UPDATE tokens AS t SET revoked_at = $4 WHERE t.tenant = $1 AND t.revoked_at IS NULL \
-         AND (t.id = $2 OR t.account = $3) RETURNING t.id, t.tenant, t.account, t.role, t.digest, \
+         AND (t.id = $2 OR t.account = $3) AND t.role = ANY($5) RETURNING t.id, t.tenant, t.account, t.role, t.digest, \
          t.created_by, t.created_at, t.expires_at, t.revoked_at",
     )
     .bind(tenant.as_str())
     .bind(id)
     .bind(account)
     .bind(signed(at.0))
+    .bind(roles.iter().map(|role| role.name()).collect::<Vec<_>>())
     .fetch_all(&mut *transaction)
     .await
     .map_err(failed("tokens"))?;
@@ -368,7 +372,7 @@ async fn limit_tenant(
 
 /// Everything of a tenant that goes with it. Its audit log stays, and the number of its intent and its floors:
 /// what was decided before must not be taken for something newer.
-const OF_A_TENANT: [&str; 12] = [
+const OF_A_TENANT: [&str; 15] = [
     "DELETE FROM agents WHERE tenant = $1",
     "DELETE FROM agent_states WHERE tenant = $1",
     "DELETE FROM sessions WHERE tenant = $1",
@@ -380,6 +384,9 @@ const OF_A_TENANT: [&str; 12] = [
     "DELETE FROM assignments WHERE tenant = $1",
     "DELETE FROM templates WHERE tenant = $1",
     "DELETE FROM tokens WHERE tenant = $1",
+    "DELETE FROM changes WHERE tenant = $1",
+    "DELETE FROM changed_objects WHERE tenant = $1",
+    "DELETE FROM owners WHERE tenant = $1",
     "DELETE FROM quarantine WHERE tenant = $1",
 ];
 

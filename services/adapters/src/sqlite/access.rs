@@ -1,6 +1,7 @@
 //! Tenants and tokens.
 
 use async_trait::async_trait;
+use muster_domain::access::Role;
 use muster_domain::audit::Entry;
 use muster_domain::ids::{Digest, Tenant, Timestamp, TokenId};
 use muster_domain::tenant::{Quotas, TenantRecord};
@@ -60,10 +61,11 @@ impl TokenStore for SqliteStore {
         &self,
         tenant: &Tenant,
         choice: &TokenChoice,
+        roles: &[Role],
         at: Timestamp,
         audit: &Entry,
     ) -> Result<Vec<Token>, EngineError> {
-        revoke(self, tenant, choice, at, audit).await
+        revoke(self, tenant, choice, roles, at, audit).await
     }
 }
 
@@ -153,6 +155,7 @@ async fn revoke(
     store: &SqliteStore,
     tenant: &Tenant,
     choice: &TokenChoice,
+    roles: &[Role],
     at: Timestamp,
     audit: &Entry,
 ) -> Result<Vec<Token>, EngineError> {
@@ -163,13 +166,14 @@ async fn revoke(
     };
     let revoked = query(
         "UPDATE tokens SET revoked_at = $4 WHERE tenant = $1 AND revoked_at IS NULL \
-         AND (id = $2 OR account = $3) RETURNING id, tenant, account, role, digest, created_by, created_at, \
+         AND (id = $2 OR account = $3) AND role IN (SELECT value FROM json_each($5)) RETURNING id, tenant, account, role, digest, created_by, created_at, \
          expires_at, revoked_at",
     )
     .bind(tenant.as_str())
     .bind(id)
     .bind(account)
     .bind(signed(at.0))
+    .bind(to_json("tokens", &roles)?)
     .fetch_all(&mut *transaction)
     .await
     .map_err(failed("tokens"))?;
@@ -349,7 +353,7 @@ async fn limit_tenant(
 
 /// Everything of a tenant that goes with it. Its audit log stays, and the number of its intent and its floors:
 /// what was decided before must not be taken for something newer.
-const OF_A_TENANT: [&str; 11] = [
+const OF_A_TENANT: [&str; 14] = [
     "DELETE FROM agents WHERE tenant = $1",
     "DELETE FROM sessions WHERE tenant = $1",
     "DELETE FROM effective_configs WHERE tenant = $1",
@@ -360,6 +364,9 @@ const OF_A_TENANT: [&str; 11] = [
     "DELETE FROM assignments WHERE tenant = $1",
     "DELETE FROM templates WHERE tenant = $1",
     "DELETE FROM tokens WHERE tenant = $1",
+    "DELETE FROM changes WHERE tenant = $1",
+    "DELETE FROM changed_objects WHERE tenant = $1",
+    "DELETE FROM owners WHERE tenant = $1",
     "DELETE FROM quarantine WHERE tenant = $1",
 ];
 

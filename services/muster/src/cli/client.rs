@@ -79,6 +79,9 @@ pub enum CliError {
     /// Muster refused the request.
     #[error("{0}")]
     Problem(Refusal),
+    /// An audit log that is not whole.
+    #[error("the audit log is not whole: {0}")]
+    Audit(String),
     /// The result cannot be written.
     #[error("cannot write the result: {0}")]
     Output(io::Error),
@@ -197,7 +200,8 @@ impl Client {
             let what = "--server (MUSTER_SERVER_URL) is not an address such as http://127.0.0.1:4321";
             CliError::Usage(what.to_owned())
         };
-        let base = Url::parse(&options.server).map_err(|_| not_an_address())?;
+        let base = Url::parse(options.server.as_deref().unwrap_or(super::DEFAULT_SERVER))
+            .map_err(|_| not_an_address())?;
         if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
             return Err(not_an_address());
         }
@@ -213,6 +217,12 @@ impl Client {
             })?;
             bearer.set_sensitive(true);
             headers.insert(AUTHORIZATION, bearer);
+        }
+        if let Some(tenant) = &options.tenant {
+            let named = HeaderValue::try_from(tenant).map_err(|_| {
+                CliError::Usage("--tenant (MUSTER_TENANT) is not the name of a tenant".to_owned())
+            })?;
+            headers.insert("muster-tenant", named);
         }
         let builder = reqwest::Client::builder()
             .default_headers(headers)
@@ -375,6 +385,16 @@ impl Client {
     /// The server's address, without credentials.
     pub(super) fn server(&self) -> &str {
         &self.server
+    }
+
+    /// The server's host.
+    pub(super) fn host(&self) -> String {
+        self.base.host_str().unwrap_or_default().to_owned()
+    }
+
+    /// Whether nobody on the way can read what is sent.
+    pub(super) fn is_secret(&self) -> bool {
+        self.base.scheme() == "https" || is_loopback(&self.base)
     }
 
     pub(super) fn not_muster(&self, cause: &str) -> CliError {

@@ -31,6 +31,19 @@ const OPERATIONS: &[(&[&str], &[&str])] = &[
     (&["assignments", "get"], &["getAssignment"]),
     (&["assignments", "history"], &["listChanges"]),
     (&["assignments", "delete"], &["deleteAssignment"]),
+    (&["whoami"], &["whoAmI"]),
+    (&["login"], &["whoAmI"]),
+    (&["tokens", "create"], &["createToken"]),
+    (&["tokens", "list"], &["listTokens"]),
+    (&["tokens", "revoke"], &["revokeToken", "revokeAccount"]),
+    (&["tenants", "list"], &["listTenants"]),
+    (&["tenants", "get"], &["getTenant"]),
+    (&["tenants", "create"], &["createTenant"]),
+    (&["tenants", "limit"], &["limitTenant"]),
+    (&["tenants", "remove"], &["removeTenant"]),
+    (&["audit", "list"], &["listAudit"]),
+    (&["audit", "export"], &["listAudit"]),
+    (&["audit", "verify"], &["listAudit"]),
 ];
 
 /// Adds to the help of each client command which role it needs.
@@ -64,7 +77,7 @@ mod tests {
     use crate::cli::ClientCommand;
 
     /// Commands without the server.
-    const ALONE: &[&[&str]] = &[];
+    const ALONE: &[&[&str]] = &[&["contexts", "list"], &["contexts", "use"], &["contexts", "remove"]];
 
     fn leaves(command: &Command, path: &[String], found: &mut Vec<Vec<String>>) {
         let mut inner = command.get_subcommands().filter(|inner| inner.get_name() != "help").peekable();

@@ -1,10 +1,13 @@
 //! The client commands: what people and scripts do through the HTTP API.
 
+mod access;
 mod agents;
 mod apply;
+mod audit;
 mod catalog;
 mod client;
 mod commands;
+mod contexts;
 mod explain;
 mod help;
 mod output;
@@ -21,11 +24,14 @@ use clap::{Args, Subcommand};
 
 use crate::config::{Secret, parse_duration};
 
+pub use access::{NewToken, QuotaArgs, TenantsCommand, TokensCommand};
 pub use agents::AgentsCommand;
 pub use apply::{ApplyArgs, DiffArgs};
+pub use audit::{AuditCommand, FilterArgs};
 pub use catalog::{AssignmentsCommand, ConfigsCommand};
 pub use client::{CliError, PlacedError, Refusal};
 pub use commands::{MessageArgs, Order};
+pub use contexts::{ContextsCommand, LoginArgs};
 pub use help::with_roles;
 pub use output::Format;
 pub use revisions::{DeleteArgs, PreviewArgs};
@@ -34,19 +40,25 @@ pub use watch::WatchArgs;
 use client::Client;
 use output::Printer;
 
+/// The server where nothing names one.
+pub(crate) const DEFAULT_SERVER: &str = "http://127.0.0.1:4321";
+
 /// Options of every client command.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Client options")]
 pub struct GlobalOptions {
-    /// Address of the HTTP API.
-    #[arg(
-        long,
-        global = true,
-        env = "MUSTER_SERVER_URL",
-        default_value = "http://127.0.0.1:4321",
-        value_name = "URL"
-    )]
-    pub server: String,
+    /// Address of the HTTP API; http://127.0.0.1:4321 without a context.
+    #[arg(long, global = true, env = "MUSTER_SERVER_URL", value_name = "URL")]
+    pub server: Option<String>,
+    /// Name of a context of `muster login`, in place of the one in use.
+    #[arg(long, global = true, env = "MUSTER_CONTEXT", value_name = "NAME")]
+    pub context: Option<String>,
+    /// File of contexts.
+    #[arg(long, global = true, env = "MUSTER_CONTEXTS", value_name = "FILE", hide = true)]
+    pub contexts: Option<PathBuf>,
+    /// Tenant that requests are about, for role system.
+    #[arg(long, global = true, env = "MUSTER_TENANT", value_name = "NAME")]
+    pub tenant: Option<String>,
     /// How results are printed: table, json or yaml.
     #[arg(
         short,
@@ -104,6 +116,22 @@ pub enum ClientCommand {
     /// List, show and delete assignments: which agents get which template.
     #[command(subcommand)]
     Assignments(AssignmentsCommand),
+    /// Keep a server and a token as a context, and use it from now on.
+    Login(LoginArgs),
+    /// List, use and forget contexts.
+    #[command(subcommand)]
+    Contexts(ContextsCommand),
+    /// Show who the server takes you for.
+    Whoami,
+    /// Make, list and revoke tokens of the API.
+    #[command(subcommand)]
+    Tokens(TokensCommand),
+    /// Make, list, limit and remove tenants.
+    #[command(subcommand)]
+    Tenants(TenantsCommand),
+    /// Show, export and verify the audit log.
+    #[command(subcommand)]
+    Audit(AuditCommand),
 }
 
 /// Exit code of a comparison that found differences.
@@ -150,9 +178,20 @@ pub async fn execute(
     options: &GlobalOptions,
     out: &mut dyn Write,
 ) -> Result<(), CliError> {
-    let client = Client::new(options)?;
     let mut printer = Printer::new(options.output, out);
+    let command = match command {
+        ClientCommand::Login(args) => return contexts::login(args, options, &mut printer).await,
+        ClientCommand::Contexts(command) => return command.run(options, &mut printer),
+        other => other,
+    };
+    let client = Client::new(&contexts::complete(options)?)?;
     match command {
+        // Done above.
+        ClientCommand::Login(_) | ClientCommand::Contexts(_) => Ok(()),
+        ClientCommand::Whoami => access::who_am_i(&client, &mut printer).await,
+        ClientCommand::Tokens(command) => command.run(&client, &mut printer).await,
+        ClientCommand::Tenants(command) => command.run(&client, &mut printer).await,
+        ClientCommand::Audit(command) => command.run(&client, &mut printer).await,
         ClientCommand::Agents(command) => command.run(&client, &mut printer).await,
         ClientCommand::Apply(args) => args.run(&client, &mut printer).await,
         ClientCommand::Diff(args) => args.run(&client, &mut printer).await,

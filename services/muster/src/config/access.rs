@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::kinds::{boolean, choice, duration, list, one_of, one_or_list, text, whole, within};
+use super::people::ApiAccess;
 use super::reader::{Reserved, anything, key, nested, optional, section};
 
 choice! {
@@ -31,6 +32,8 @@ section! {
         secret_key_file: Option<String> = optional(text()).without_effect();
         /// Tokens.
         jwt: Jwt = nested(Jwt::read).without_effect();
+        /// Requests to the API.
+        api: ApiAccess = nested(ApiAccess::read);
         /// Keys.
         api_key: ApiKey = nested(ApiKey::read).without_effect();
     }
@@ -40,6 +43,11 @@ impl Auth {
     /// Whether everybody must show who they are.
     pub fn is_required(&self) -> bool {
         !self.kind.contains(&AuthType::None)
+    }
+
+    /// Whether requests to the API must show a token.
+    pub fn is_required_of_api(&self) -> bool {
+        self.api.required.unwrap_or_else(|| self.is_required())
     }
 }
 

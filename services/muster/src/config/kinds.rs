@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use muster_domain::ids::check_name;
+use muster_domain::network::Network;
 
 use super::tree::{Given, Value};
 
@@ -243,6 +244,24 @@ fn parse_endpoint(text: &str) -> Result<SocketAddr, String> {
             found.next().ok_or_else(|| "no address found".to_owned())
         }
     }
+}
+
+/// A network of addresses.
+pub(super) fn network() -> Kind<Network> {
+    let parse = |given: &Given| given.text().ok_or_else(String::new)?.parse().map_err(none);
+    let what = "a network such as 10.0.0.0/8 or 2001:db8::/32, or an address";
+    Kind::new(what, parse, Network::to_string).short("network")
+}
+
+/// Where a web page comes from: scheme, host and port.
+pub(super) fn origin() -> Kind<String> {
+    let parse = |given: &Given| {
+        let text = given.text().ok_or_else(String::new)?;
+        let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+        let is_host = |host: &str| !host.is_empty() && !host.contains(['/', '*', ' ', '@', '?', '#']);
+        host.filter(|host| host.is_ascii() && is_host(host)).map(|_| text.to_owned()).ok_or_else(String::new)
+    };
+    Kind::new("an origin such as https://console.example.com", parse, String::clone).short("origin")
 }
 
 /// The address of this port on this machine alone.

@@ -6,6 +6,7 @@
 mod access;
 mod backends;
 mod kinds;
+mod people;
 mod reader;
 mod reference;
 mod server;
@@ -16,6 +17,7 @@ mod tree;
 mod variables;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 
 pub use access::{
@@ -26,6 +28,7 @@ pub use backends::{
     Bus, BusType, Database, DatabaseType, ObjectStorage, Ownership, OwnershipType, Storage, StorageType,
 };
 pub use kinds::{Secret, parse_duration};
+pub use people::ApiAccess;
 pub use reader::Reserved;
 pub use reference::table as reference_table;
 pub use server::{
@@ -152,16 +155,18 @@ impl Config {
 
     /// Refuses listeners that other machines can reach while nobody has to show who they are.
     pub fn check_exposure(&self) -> Result<(), ConfigError> {
-        if self.auth.is_required() || self.server.allow_insecure {
+        if self.server.allow_insecure {
             return Ok(());
         }
+        let is_required = self.auth.is_required();
         let listeners = [
-            ("server.websocket.endpoint", self.server.websocket.endpoint),
-            ("server.http.endpoint", self.server.http.endpoint),
-            ("telemetry.metrics.endpoint", self.telemetry.metrics.endpoint),
+            ("server.websocket.endpoint", self.server.websocket.endpoint, is_required),
+            ("server.http.endpoint", self.server.http.endpoint, self.auth.is_required_of_api()),
+            ("telemetry.metrics.endpoint", self.telemetry.metrics.endpoint, is_required),
         ];
-        let open = listeners.into_iter().filter(|(_, address)| !address.ip().to_canonical().is_loopback());
-        let findings = open.map(|(path, address)| Finding {
+        let is_loopback = |address: SocketAddr| address.ip().to_canonical().is_loopback();
+        let open = listeners.into_iter().filter(|(_, address, is_safe)| !is_safe && !is_loopback(*address));
+        let findings = open.map(|(path, address, _)| Finding {
             place: self.origin.places.get(path).cloned(),
             path: path.to_owned(),
             what: format!(

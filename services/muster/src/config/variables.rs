@@ -5,9 +5,12 @@ use super::reader::Declared;
 use super::tree::{Finding, Path, Place, Tree};
 
 /// Variables of the command line, which are never configuration keys.
-pub const CLI_VARIABLES: [&str; 9] = [
+pub const CLI_VARIABLES: [&str; 12] = [
     "MUSTER_SERVER_URL",
     "MUSTER_TOKEN",
+    "MUSTER_CONTEXT",
+    "MUSTER_CONTEXTS",
+    "MUSTER_TENANT",
     "MUSTER_CA_FILE",
     "MUSTER_CERT_FILE",
     "MUSTER_KEY_FILE",

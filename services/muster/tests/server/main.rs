@@ -1,6 +1,7 @@
 //! The real program, driven from outside: agents over WebSocket, people over REST and the command line.
 #![expect(clippy::unwrap_used, reason = "tests end with their panics")]
 
+mod access;
 mod bad_input;
 mod commands;
 mod configuration;

@@ -183,7 +183,13 @@ pub(super) async fn a_tenant_has_so_many_tokens(store: &dyn Store) {
     assert!(matches!(refused, Err(TokenError::Full(2))), "{refused:?}");
     // What is revoked or expired makes room.
     store
-        .revoke_tokens(&tenant("default"), &TokenChoice::Account("a".to_owned()), NOW, &entry("-"))
+        .revoke_tokens(
+            &tenant("default"),
+            &TokenChoice::Account("a".to_owned()),
+            &Role::ALL,
+            NOW,
+            &entry("-"),
+        )
         .await
         .unwrap();
     store.create_token(&token("default", 3, "c"), &entry("3"), 2).await.unwrap();
@@ -205,7 +211,10 @@ pub(super) async fn the_first_token_is_made_once(store: &dyn Store) {
             outcomes => panic!("{outcomes:?} of two first tokens"),
         };
     assert_eq!(tokens(store, "default").await, std::slice::from_ref(&made));
-    store.revoke_tokens(&tenant("default"), &TokenChoice::Id(made.id), NOW, &entry("revoke")).await.unwrap();
+    store
+        .revoke_tokens(&tenant("default"), &TokenChoice::Id(made.id), &Role::ALL, NOW, &entry("revoke"))
+        .await
+        .unwrap();
     assert!(!store.create_first_token(&token("default", 3, "late"), &audit).await.unwrap());
     assert_eq!(targets(store, "default").await, ["first", "revoke"]);
 }
@@ -215,7 +224,8 @@ pub(super) async fn tokens_are_revoked_by_id_and_by_account(store: &dyn Store) {
         store.create_token(&token("default", number, account), &entry("+"), 10).await.unwrap();
     }
     let revoke = async |choice: TokenChoice, at| {
-        let revoked = store.revoke_tokens(&tenant("default"), &choice, at, &entry("-")).await.unwrap();
+        let revoked =
+            store.revoke_tokens(&tenant("default"), &choice, &Role::ALL, at, &entry("-")).await.unwrap();
         revoked.into_iter().map(|token| (token.id, token.revoked_at)).collect::<Vec<_>>()
     };
     let id = |number| token("default", number, "").id;
@@ -225,6 +235,10 @@ pub(super) async fn tokens_are_revoked_by_id_and_by_account(store: &dyn Store) {
     assert_eq!(revoke(TokenChoice::Account("ci".to_owned()), later).await, both);
     assert_eq!(revoke(TokenChoice::Account("ci".to_owned()), later).await, [], "again");
     assert_eq!(revoke(TokenChoice::Id(id(9)), later).await, []);
+    let others = [Role::Viewer, Role::Admin];
+    let all = TokenChoice::Account("ana".to_owned());
+    let kept = store.revoke_tokens(&tenant("default"), &all, &others, later, &entry("-")).await.unwrap();
+    assert_eq!(kept, [], "none has such a role");
     let found = store.token(&token("default", 3, "").digest).await.unwrap().unwrap().0;
     assert_eq!(found.revoked_at, Some(NOW));
     assert_eq!(store.token(&token("default", 4, "").digest).await.unwrap().unwrap().0.revoked_at, None);
@@ -238,10 +252,13 @@ pub(super) async fn tokens_of_tenants_are_apart(store: &dyn Store) {
     store.create_token(&theirs, &entry("+"), 1).await.unwrap();
     assert_eq!(tokens(store, "default").await, std::slice::from_ref(&ours));
     for choice in [TokenChoice::Id(theirs.id), TokenChoice::Account("nobody".to_owned())] {
-        assert_eq!(store.revoke_tokens(&ours.tenant, &choice, NOW, &entry("-")).await.unwrap(), []);
+        assert_eq!(
+            store.revoke_tokens(&ours.tenant, &choice, &Role::ALL, NOW, &entry("-")).await.unwrap(),
+            []
+        );
     }
     let all = TokenChoice::Account("ci".to_owned());
-    assert_eq!(store.revoke_tokens(&ours.tenant, &all, NOW, &entry("-")).await.unwrap().len(), 1);
+    assert_eq!(store.revoke_tokens(&ours.tenant, &all, &Role::ALL, NOW, &entry("-")).await.unwrap().len(), 1);
     assert_eq!(tokens(store, "acme").await, [theirs]);
     let page = store.tokens(&tenant("default"), Some(ours.id), 10).await.unwrap();
     assert_eq!(page, []);
