@@ -5,7 +5,7 @@ use std::ops::Bound;
 use std::sync::Mutex;
 
 use async_trait::async_trait;
-use muster_domain::agent::Agent;
+use muster_domain::agent::{Agent, Transport};
 use muster_domain::audit::Entry;
 use muster_domain::command::{Command, CommandState, Status};
 use muster_domain::desired::{Labels, matches};
@@ -199,7 +199,9 @@ impl FoldStore for MemoryStore {
     ) -> Result<Vec<StoredAgent>, EngineError> {
         let tables = lock(&self.tables);
         let is_orphan = |stored: &StoredAgent| {
-            stored.agent.live_session().is_some_and(|session| !live.contains(&session.incarnation))
+            stored.agent.live_session().is_some_and(|session| {
+                session.transport != Transport::Http && !live.contains(&session.incarnation)
+            })
         };
         Ok(tables.members(cell, partition, None).filter(is_orphan).take(limit).collect())
     }

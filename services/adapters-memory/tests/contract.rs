@@ -34,6 +34,11 @@ async fn ownership() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn polls() {
+    ends(contract::polls::all(async || MemoryOwnership::new())).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn key_value() {
     ends(contract::kv::all(async |ttl| MemoryKeyValue::new(ttl), sleep)).await;
 }

@@ -9,6 +9,7 @@
 
 mod link;
 mod masked;
+mod polls;
 mod record;
 mod scripts;
 
@@ -24,6 +25,7 @@ use redis::Cmd;
 
 use self::link::Link;
 pub use self::masked::InvalidRedisUrl;
+use self::polls::PollScripts;
 use self::scripts::Scripts;
 
 /// Name of the engine in errors.
@@ -93,14 +95,16 @@ impl Debug for RedisOptions {
 pub struct RedisOwnership {
     link: Link,
     scripts: Scripts,
+    polls: PollScripts,
 }
 
 impl RedisOwnership {
     /// Ownership in the Redis at these addresses. Does not wait for it.
     pub fn connect(options: RedisOptions) -> Result<Self, InvalidRedisUrl> {
         let scripts = Scripts::new(options.record_ttl);
-        let link = Link::new(&options, scripts.loading())?;
-        Ok(Self { link, scripts })
+        let polls = PollScripts::new(options.record_ttl);
+        let link = Link::new(&options, [scripts.loading(), polls.loading()].concat())?;
+        Ok(Self { link, scripts, polls })
     }
 
     /// Whether Redis answers now; connects if need be.

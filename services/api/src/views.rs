@@ -198,7 +198,7 @@ pub(crate) struct HealthView {
 pub(crate) struct SessionView {
     /// Its id.
     id: String,
-    /// The gateway that holds it.
+    /// The gateway that holds it; of one over HTTP, the one that it began on.
     gateway: String,
     /// `websocket` or `http`.
     transport: &'static str,

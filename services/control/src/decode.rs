@@ -51,13 +51,12 @@ pub(crate) fn envelope(payload: Bytes) -> Result<Read, Unusable> {
         tenant: envelope.tenant.parse()?,
         uid: InstanceUid::try_from(envelope.instance_uid.as_ref())?,
     };
-    let started = envelope.started.as_ref().map(|started| {
-        let transport = match started.transport() {
-            bus::Transport::Http => Transport::Http,
-            bus::Transport::Websocket | bus::Transport::Unspecified => Transport::WebSocket,
-        };
-        (transport, text(started.remote_addr.clone()))
-    });
+    let started = match (&envelope.started, envelope.transport()) {
+        (Some(started), _) => Some((transport(started.transport()), text(started.remote_addr.clone()))),
+        // Its start may be lost, and who polls must not be taken for somebody on a WebSocket.
+        (None, bus::Transport::Http) => Some((Transport::Http, String::new())),
+        (None, _) => None,
+    };
     let report = match envelope.agent_to_server {
         Some(bytes) => Some(report_of(bytes)?),
         None => None,
@@ -81,6 +80,13 @@ pub(crate) fn envelope(payload: Bytes) -> Result<Read, Unusable> {
 /// What the agent's own bytes report.
 pub(crate) fn report_of(bytes: Bytes) -> Result<Report, Unusable> {
     Ok(report(AgentToServer::decode(bytes).map_err(Unusable::Report)?))
+}
+
+fn transport(transport: bus::Transport) -> Transport {
+    match transport {
+        bus::Transport::Http => Transport::Http,
+        bus::Transport::Websocket | bus::Transport::Unspecified => Transport::WebSocket,
+    }
 }
 
 fn end_reason(reason: bus::EndReason) -> EndReason {

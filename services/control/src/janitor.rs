@@ -175,7 +175,9 @@ async fn folded(shared: &Shared, ends: &mut Vec<End>) -> Result<Folded, EngineEr
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use muster_adapters_memory::{MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryStore};
+    use muster_adapters_memory::{
+        MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryOwnership, MemoryStore,
+    };
     use muster_domain::ids::{MessageId, Tenant, Timestamp};
     use muster_ports::blobs::{BlobRef, Blobs as _};
     use muster_ports::host::{Random, Spawner};
@@ -204,6 +206,7 @@ mod tests {
             bus: Arc::new(MemoryBus::default()),
             leases: Arc::new(MemoryKeyValue::new(None)),
             values: Arc::new(MemoryKeyValue::new(None)),
+            polls: Arc::new(MemoryOwnership::new()),
             fold: store.clone(),
             components: store.clone(),
             intent: store.clone(),

@@ -9,10 +9,12 @@ mod decode;
 mod events;
 mod intents;
 mod janitor;
+mod mail;
 mod members;
 mod metrics;
 mod offers;
 mod outages;
+mod polls;
 mod requests;
 mod split;
 mod trace;
@@ -28,6 +30,7 @@ use muster_ports::blobs::Blobs;
 use muster_ports::bus::{Bus, Subject};
 use muster_ports::kv::KeyValue;
 use muster_ports::log::Log;
+use muster_ports::polls::Polls;
 use muster_ports::store::{CommandStore, ComponentStore, FoldStore, IntentStore};
 use muster_ports::{Clock, EngineError, Random, Spawner};
 use tokio::sync::Mutex;
@@ -56,6 +59,8 @@ pub struct Settings {
     pub orphan_grace: Duration,
     /// How often intent is looked at without a wake-up.
     pub poll_every: Duration,
+    /// An agent that polls and is not heard for this long is disconnected.
+    pub poll_deadline: Duration,
 }
 
 impl Settings {
@@ -69,6 +74,7 @@ impl Settings {
             sweep_every: Duration::from_secs(10),
             orphan_grace: Duration::from_secs(10),
             poll_every: Duration::from_secs(5),
+            poll_deadline: Duration::from_secs(90),
         }
     }
 }
@@ -87,6 +93,8 @@ pub struct Engines {
     pub leases: Arc<dyn KeyValue>,
     /// Floors and epochs: a bucket without a time to live.
     pub values: Arc<dyn KeyValue>,
+    /// The sessions of agents that poll.
+    pub polls: Arc<dyn Polls>,
     /// State of agents.
     pub fold: Arc<dyn FoldStore>,
     /// Lists of components.

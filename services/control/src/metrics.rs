@@ -10,6 +10,7 @@ pub struct Metrics {
     pub(crate) config_update_duration: Histogram,
     pub(crate) health_check_failures: IntCounter,
     pub(crate) partitions: IntGauge,
+    pub(crate) polling_agents: IntGauge,
     pub(crate) folded: IntCounter,
     pub(crate) quarantined: IntCounter,
     pub(crate) commits: IntCounterVec,
@@ -67,12 +68,11 @@ impl Metrics {
         for kind in [DriftKind::RemoteConfig, DriftKind::EffectiveConfig] {
             drifts.with_label_values(&[kind.name()]);
         }
-        let partitions =
-            IntGauge::new("muster_control_partitions", "Partitions that this control works on.")?;
-        registry.register(Box::new(partitions.clone()))?;
-        let blob_bytes =
-            IntGauge::new("muster_control_blob_bytes", "Bytes of blobs that wait to be read or removed.")?;
-        registry.register(Box::new(blob_bytes.clone()))?;
+        let gauge = |name: &str, help: &str| -> prometheus::Result<IntGauge> {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok(gauge)
+        };
         Ok(Self {
             config_updates,
             drifts,
@@ -85,8 +85,15 @@ impl Metrics {
                 "muster_control_silences_total",
                 "Agents that fell silent on a connection that is open.",
             )?,
-            partitions,
-            blob_bytes,
+            partitions: gauge("muster_control_partitions", "Partitions that this control works on.")?,
+            polling_agents: gauge(
+                "muster_control_polling_agents",
+                "Agents of these partitions with a live session over plain HTTP, which is on no gateway.",
+            )?,
+            blob_bytes: gauge(
+                "muster_control_blob_bytes",
+                "Bytes of blobs that wait to be read or removed.",
+            )?,
             commands,
             config_update_duration: histogram(
                 "opamp_server_config_update_duration_seconds",

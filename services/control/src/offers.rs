@@ -3,10 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
 use muster_domain::command::Action as Ordered;
 use muster_domain::desired::{DesiredConfig, DesiredFile};
-use muster_domain::ids::{AgentKey, Claim, Digest, GatewayId, IntentRevision, SessionId, Tenant};
+use muster_domain::ids::{AgentKey, Digest, GatewayId, IntentRevision, SessionId, Tenant};
 use muster_domain::report::CustomMessage;
 use muster_ports::bus::{MAX_PAYLOAD, Subject};
 use muster_proto::Message;
@@ -19,8 +18,10 @@ use muster_proto::bus::{
 use tracing::{error, warn};
 
 use crate::Shared;
+use crate::mail::{self, Route, bytes};
 use crate::split::split;
 use crate::trace::Folding;
+use crate::worker::batch::Outclaimed;
 use crate::worker::commands::OutgoingCommand;
 
 /// Most sessions in one delivery.
@@ -36,10 +37,8 @@ const MAX_COMMANDS: usize = 256 << 10;
 pub(crate) struct Outgoing {
     /// The agent.
     pub(crate) key: AgentKey,
-    /// Its session.
-    pub(crate) session: SessionId,
-    /// The gateway that holds the session.
-    pub(crate) gateway: GatewayId,
+    /// Where it goes.
+    pub(crate) route: Route,
     /// What it is offered.
     pub(crate) config: DesiredConfig,
     /// The intent that this rests on.
@@ -58,14 +57,25 @@ struct Group {
 }
 
 /// Sends offers, those that answer traced reports as a part of their traces. One that is lost is sent
-/// again when its retry is due.
-pub(crate) async fn send(shared: &Shared, outgoing: Vec<Outgoing>, folding: &Folding) {
+/// again when its retry is due. Agents that poll find theirs in their mailboxes; the first request of a
+/// session that has just begun may still wait for it.
+pub(crate) async fn send(
+    shared: &Shared,
+    outgoing: Vec<Outgoing>,
+    begun: Vec<(AgentKey, Route)>,
+    folding: &Folding,
+) {
+    mail::offer(shared, &outgoing).await;
+    shared.metrics.offers.inc_by(outgoing.len() as u64);
+    let waits: BTreeSet<_> = begun.iter().map(|(_, route)| route.session).collect();
     let mut groups: BTreeMap<Group, Vec<Outgoing>> = BTreeMap::new();
-    for offer in outgoing {
+    for offer in
+        outgoing.into_iter().filter(|offer| !offer.route.polls || waits.contains(&offer.route.session))
+    {
         let file = |file: &DesiredFile| (file.name.clone(), file.content_type.clone(), file.digest);
         let group = Group {
             tenant: offer.key.tenant.clone(),
-            gateway: offer.gateway.clone(),
+            gateway: offer.route.gateway.clone(),
             revision: offer.revision,
             files: offer.config.files.iter().map(file).collect(),
             assignments: offer.config.assignments.clone(),
@@ -97,11 +107,39 @@ pub(crate) async fn send(shared: &Shared, outgoing: Vec<Outgoing>, folding: &Fol
             let offer = RemoteConfigOffer { targets, ..offer.clone() };
             let traceparent = folding.traceparent(chunk.iter().map(|outgoing| &outgoing.key));
             deliver(shared, &tenant, &gateway, traceparent, Action::RemoteConfig(offer)).await;
-            shared.metrics.offers.inc_by(chunk.len() as u64);
         }
         for (Outgoing { key, config, .. }, target) in too_large {
-            shared.metrics.offers_too_large.inc();
-            error!(event = "offer_too_large", tenant = %key.tenant, agent_id = %key.uid, config_hash = %config.hash, bytes = target.encoded_len(), limit = room, "a config is not offered: the values of its templates are too large for this agent; make them shorter");
+            tell_too_large(shared, key, config, target.encoded_len(), room);
+        }
+    }
+    mail::decided(shared, begun).await;
+}
+
+/// Says that one agent's offer does not fit into a message.
+pub(crate) fn tell_too_large(
+    shared: &Shared,
+    key: &AgentKey,
+    config: &DesiredConfig,
+    bytes: usize,
+    limit: usize,
+) {
+    shared.metrics.offers_too_large.inc();
+    error!(event = "offer_too_large", tenant = %key.tenant, agent_id = %key.uid, config_hash = %config.hash, bytes, limit, "a config is not offered: the values of its templates are too large for this agent; make them shorter");
+}
+
+impl From<&Outgoing> for RemoteConfigOffer {
+    /// The delivery for this one session.
+    fn from(offer: &Outgoing) -> Self {
+        let file = |file: &DesiredFile| OfferedFile {
+            name: file.name.clone(),
+            content_type: file.content_type.clone(),
+            body_digest: bytes(&file.digest.0),
+        };
+        Self {
+            intent_revision: offer.revision.0,
+            files: offer.config.files.iter().map(file).collect(),
+            targets: vec![target(offer)],
+            assignments: offer.config.assignments.iter().cloned().collect(),
         }
     }
 }
@@ -110,58 +148,48 @@ fn target(offer: &Outgoing) -> OfferTarget {
     let slots = |file: &DesiredFile| SlotValues { values: file.slots.clone() };
     OfferTarget {
         instance_uid: bytes(offer.key.uid.as_bytes()),
-        session_id: bytes(offer.session.as_bytes()),
+        session_id: bytes(offer.route.session.as_bytes()),
         config_hash: bytes(offer.config.hash.as_bytes()),
         slots: offer.config.files.iter().map(slots).collect(),
     }
 }
 
-/// Tells a gateway to close a session that another one took over from.
-pub(crate) async fn close(shared: &Shared, key: &AgentKey, session: SessionId, gateway: &GatewayId) {
-    let session =
-        SessionRef { instance_uid: bytes(key.uid.as_bytes()), session_id: bytes(session.as_bytes()) };
-    let close = CloseSessions { sessions: vec![session], reason: EndReason::Superseded.into() };
-    deliver(shared, &key.tenant, gateway, String::new(), Action::CloseSessions(close)).await;
+/// Tells a gateway to close a session that another one took over from. A session of polls is over by itself.
+pub(crate) async fn close(shared: &Shared, key: &AgentKey, route: &Route) {
+    if route.polls {
+        return;
+    }
+    let sessions = vec![session_ref(key, route.session)];
+    let close = CloseSessions { sessions, reason: EndReason::Superseded.into() };
+    deliver(shared, &key.tenant, &route.gateway, String::new(), Action::CloseSessions(close)).await;
 }
 
-/// Tells a gateway that a session's claim is below one that is stored.
-pub(crate) async fn reclaim(
-    shared: &Shared,
-    key: &AgentKey,
-    session: SessionId,
-    gateway: &GatewayId,
-    above: Claim,
-) {
-    let session =
-        SessionRef { instance_uid: bytes(key.uid.as_bytes()), session_id: bytes(session.as_bytes()) };
-    let reclaim = ReclaimSessions { sessions: vec![session], above: above.0 };
-    deliver(shared, &key.tenant, gateway, String::new(), Action::ReclaimSessions(reclaim)).await;
+/// Has sessions whose claims are below one that is stored claimed anew. Which of them are on a WebSocket and
+/// which are of polls is not known: to the others it means nothing.
+pub(crate) async fn reclaim(shared: &Shared, outclaimed: Outclaimed) {
+    mail::reclaim(shared, &outclaimed).await;
+    for ((key, session), (gateway, above)) in outclaimed {
+        let reclaim = ReclaimSessions { sessions: vec![session_ref(&key, session)], above: above.0 };
+        deliver(shared, &key.tenant, &gateway, String::new(), Action::ReclaimSessions(reclaim)).await;
+    }
 }
 
 /// Asks an agent for its full state.
-pub(crate) async fn request_full_state(
-    shared: &Shared,
-    key: &AgentKey,
-    session: SessionId,
-    gateway: &GatewayId,
-) {
-    let session =
-        SessionRef { instance_uid: bytes(key.uid.as_bytes()), session_id: bytes(session.as_bytes()) };
-    let request = RequestFullState { sessions: vec![session] };
-    deliver(shared, &key.tenant, gateway, String::new(), Action::RequestFullState(request)).await;
+pub(crate) async fn request_full_state(shared: &Shared, key: &AgentKey, route: &Route) {
+    if route.polls {
+        return mail::ask_full_state(shared, key, route.session).await;
+    }
+    let request = RequestFullState { sessions: vec![session_ref(key, route.session)] };
+    deliver(shared, &key.tenant, &route.gateway, String::new(), Action::RequestFullState(request)).await;
 }
 
 /// Asks an agent for the list of its available components.
-pub(crate) async fn request_components(
-    shared: &Shared,
-    key: &AgentKey,
-    session: SessionId,
-    gateway: &GatewayId,
-) {
-    let session =
-        SessionRef { instance_uid: bytes(key.uid.as_bytes()), session_id: bytes(session.as_bytes()) };
-    let request = RequestComponents { sessions: vec![session] };
-    deliver(shared, &key.tenant, gateway, String::new(), Action::RequestComponents(request)).await;
+pub(crate) async fn request_components(shared: &Shared, key: &AgentKey, route: &Route) {
+    if route.polls {
+        return mail::ask_components(shared, key, route.session).await;
+    }
+    let request = RequestComponents { sessions: vec![session_ref(key, route.session)] };
+    deliver(shared, &key.tenant, &route.gateway, String::new(), Action::RequestComponents(request)).await;
 }
 
 /// Sends commands that were settled as sent, in order. One that is lost is not sent again.
@@ -201,17 +229,26 @@ fn send_command(command: OutgoingCommand) -> SendCommand {
         (None, _) => send_command::Action::Restart(RestartAgent {}),
     };
     SendCommand {
-        session: Some(SessionRef {
-            instance_uid: bytes(command.key.uid.as_bytes()),
-            session_id: bytes(command.session.as_bytes()),
-        }),
+        session: Some(session_ref(&command.key, command.session)),
         id: bytes(command.id.as_bytes()),
         expires_at_us: command.expires_at.0,
         action: Some(action),
     }
 }
 
-async fn deliver(shared: &Shared, tenant: &Tenant, gateway: &GatewayId, traceparent: String, action: Action) {
+/// A session as gateways are told of it.
+pub(crate) fn session_ref(key: &AgentKey, session: SessionId) -> SessionRef {
+    SessionRef { instance_uid: bytes(key.uid.as_bytes()), session_id: bytes(session.as_bytes()) }
+}
+
+/// Sends a delivery to a gateway.
+pub(crate) async fn deliver(
+    shared: &Shared,
+    tenant: &Tenant,
+    gateway: &GatewayId,
+    traceparent: String,
+    action: Action,
+) {
     let delivery = Delivery {
         cell: shared.settings.cell.to_string(),
         tenant: tenant.to_string(),
@@ -224,8 +261,4 @@ async fn deliver(shared: &Shared, tenant: &Tenant, gateway: &GatewayId, tracepar
     {
         warn!(%tenant, %gateway, %error, more, "a delivery was not sent; it is sent again when its retry is due");
     }
-}
-
-fn bytes(bytes: &[u8]) -> Bytes {
-    Bytes::copy_from_slice(bytes)
 }

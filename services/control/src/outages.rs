@@ -25,4 +25,6 @@ pub(crate) struct Outages {
     pub(crate) requests: Seldom,
     /// Contested instance_uids are left undecided.
     pub(crate) contests: Seldom,
+    /// Mail for agents that poll is not delivered.
+    pub(crate) mail: Seldom,
 }

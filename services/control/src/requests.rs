@@ -1,4 +1,4 @@
-//! Answers requests from gateways: compiled bodies, contested instance_uids.
+//! Answers requests from gateways: compiled bodies, contested instance_uids, offers to agents that poll.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use crate::{Shared, contests};
+use crate::{Shared, contests, mail};
 
 /// Requests at once, twice as many as contests; a further one stays unanswered and is made again.
 const MAX_REQUESTS: usize = 2 * contests::MOST;
@@ -72,6 +72,9 @@ async fn handle(shared: &Shared, payload: Bytes) -> Result<control_reply::Reply,
         }
         Some(control_request::Request::ResolveContest(contest)) => {
             contests::resolve(shared, &tenant, contest).await.map(control_reply::Reply::Contest)
+        }
+        Some(control_request::Request::GetOffer(wanted)) => {
+            Ok(control_reply::Reply::Offer(mail::wanted(shared, &tenant, wanted).await?))
         }
         None => Err("this version does not know the request".to_owned()),
     }

@@ -4,16 +4,18 @@
 //! worker was there: what this one remembers is dropped, and it begins again from the row. So order,
 //! redelivery, two workers at once, and a crash between write and acknowledgement are one case.
 
-mod batch;
+pub(crate) mod batch;
 pub(crate) mod commands;
 mod components;
 mod read;
+mod silent;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use muster_domain::agent::EndReason;
 use muster_domain::ids::{AgentKey, Incarnation, IntentRevision, MessageId, Partition, Tenant, Timestamp};
 use muster_ports::EngineError;
 use muster_ports::bus::Subject;
@@ -27,6 +29,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::changes::Watcher;
+use crate::mail::Route;
+use crate::polls::Polls;
 use crate::trace::Folding;
 use crate::worker::batch::{Batch, Happened};
 use crate::worker::components::Lists;
@@ -39,6 +43,8 @@ const CACHE: usize = 64;
 const PAGE: usize = 500;
 /// First and longest wait before a worker that failed begins again.
 const RESTART: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// Agents that poll are looked at no more often than this.
+const SHORTEST_LOOK: Duration = Duration::from_millis(500);
 /// A worker that stops folds what comes within this time after the entry before.
 const LAST_WORDS: Duration = Duration::from_millis(50);
 
@@ -70,6 +76,8 @@ struct Worker<'a> {
     due_at: BTreeMap<AgentKey, Timestamp>,
     /// Lives of gateways that have sessions and no lease, and since when this worker knows.
     gone: BTreeMap<Incarnation, Instant>,
+    /// Live sessions of agents that poll.
+    polls: Polls,
     /// Traces of the entries that are folded now.
     folding: Folding,
     stop: &'a CancellationToken,
@@ -126,6 +134,7 @@ async fn work(
         due: BTreeSet::new(),
         due_at: BTreeMap::new(),
         gone: BTreeMap::new(),
+        polls: Polls::new(shared.metrics.polling_agents.clone()),
         folding: Folding::default(),
         stop,
         lists: Lists::default(),
@@ -140,6 +149,9 @@ async fn work(
 
     let mut sweep = tokio::time::interval(shared.settings.sweep_every);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let look_every = (shared.settings.poll_deadline / 3).min(shared.settings.sweep_every).max(SHORTEST_LOOK);
+    let mut silent = tokio::time::interval(look_every);
+    silent.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut purged = Position::default();
     let mut intent_first = true;
     loop {
@@ -172,6 +184,7 @@ async fn work(
                     shared.engines.log.purge(partition, purged).await?;
                 }
             }
+            _ = silent.tick() => worker.end_silent().await?,
             news = next_news(&mut *reader, changed, intent_first, shared.settings.max_batch) => match news {
                 News::Entries(entries) => {
                     worker.fold(entries?).await?;
@@ -371,7 +384,7 @@ impl Worker<'_> {
     /// state.
     async fn quarantine(&mut self, entry: &LogEntry, reason: &str) -> Result<(), Restart> {
         let decoded = decode::envelope(entry.payload.clone()).ok();
-        let from = decoded.map(|read| (read.key, read.entry.session, read.entry.gateway));
+        let from = decoded.map(|read| (read.key, Route::from(&read.entry)));
         let bad = Bad { reason: reason.to_owned(), from };
         let mut batch = Batch::new(self.now(), self.shared.intents.planners());
         batch.quarantine(entry, bad.key(), reason);
@@ -387,8 +400,8 @@ impl Worker<'_> {
             bad.key().map(|key| (key.tenant.to_string(), key.uid.to_string())).unwrap_or_default();
         let reason = &bad.reason;
         error!(event = "report_quarantined", partition = %self.partition, position = entry.position.0, tenant, agent_id, error = reason, "a report cannot be folded: it is kept in quarantine and passed over");
-        if let Some((key, session, gateway)) = &bad.from {
-            offers::request_full_state(self.shared, key, *session, gateway).await;
+        if let Some((key, route)) = &bad.from {
+            offers::request_full_state(self.shared, key, route).await;
         }
     }
 
@@ -437,6 +450,7 @@ impl Worker<'_> {
         }
         self.schedule(&decided.waiting);
         for stored in decided.stored {
+            self.polls.note(&stored.agent);
             self.cache.insert(stored.agent.key.clone(), stored);
         }
         self.shared.events.tell(self.now(), decided.events.iter().map(Happened::told));
@@ -444,12 +458,10 @@ impl Worker<'_> {
             self.folding.within(&event.key, || event.tell(&self.shared.metrics));
         }
         for (key, old) in &decided.superseded {
-            offers::close(self.shared, key, old.id, &old.gateway).await;
+            offers::close(self.shared, key, &old.into()).await;
         }
-        for ((key, session), (gateway, above)) in &decided.outclaimed {
-            offers::reclaim(self.shared, key, *session, gateway, *above).await;
-        }
-        offers::send(self.shared, decided.outgoing, &self.folding).await;
+        offers::reclaim(self.shared, decided.outclaimed).await;
+        offers::send(self.shared, decided.outgoing, decided.begun, &self.folding).await;
         if !decided.told_components.is_empty() {
             self.lists.note(decided.told_components);
             self.lists.ask(self.shared).await;
@@ -519,6 +531,9 @@ impl Worker<'_> {
             let page =
                 self.shared.engines.fold.partition_agents(cell, self.partition, after.as_ref(), PAGE).await?;
             let Some(last) = page.last().map(|stored| stored.agent.key.clone()) else { break };
+            if start {
+                page.iter().for_each(|stored| self.polls.note(&stored.agent));
+            }
             let keys: BTreeSet<_> = page
                 .iter()
                 .map(|stored| stored.agent.key.clone())
@@ -562,7 +577,7 @@ impl Worker<'_> {
                 let since = self.gone.get(&session.incarnation).copied().unwrap_or_else(Instant::now);
                 gone.insert(session.incarnation, since);
                 if since.elapsed() >= self.shared.settings.orphan_grace {
-                    batch.end_session(stored);
+                    batch.end_session(stored, EndReason::GatewayLost);
                     ended += 1;
                 }
             }

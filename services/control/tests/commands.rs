@@ -8,7 +8,9 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use muster_adapters_memory::{MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryStore};
+use muster_adapters_memory::{
+    MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryOwnership, MemoryStore,
+};
 use muster_control::{Engines, Metrics, Settings, run};
 use muster_domain::command::{Action, Command, CommandState, Status};
 use muster_domain::ids::{
@@ -180,6 +182,7 @@ impl Cluster {
             bus,
             leases: Arc::new(MemoryKeyValue::new(Some(LEASE_TTL))),
             values: Arc::new(MemoryKeyValue::new(None)),
+            polls: Arc::new(MemoryOwnership::new()),
             fold,
             intent: self.store.clone(),
             commands: self.store.clone(),

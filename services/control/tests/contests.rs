@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use muster_adapters_memory::{MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryStore};
+use muster_adapters_memory::{
+    MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryOwnership, MemoryStore,
+};
 use muster_control::{Engines, Metrics, Settings, run};
 use muster_domain::ids::{Cell, Timestamp};
 use muster_ports::bus::{Bus, Subject};
@@ -94,6 +96,7 @@ impl Rig {
             bus: bus.clone(),
             leases: leases.clone(),
             values: Arc::new(MemoryKeyValue::new(None)),
+            polls: Arc::new(MemoryOwnership::new()),
             fold: store.clone(),
             commands: store.clone(),
             components: store.clone(),

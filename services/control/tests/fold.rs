@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use muster_adapters_memory::{MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryStore};
+use muster_adapters_memory::{
+    MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryOwnership, MemoryStore,
+};
 use muster_control::{Engines, Metrics, Settings, run};
 use muster_domain::agent::EndReason;
 use muster_domain::ids::{AgentKey, Cell, Incarnation, InstanceUid, MessageId, Partition, Timestamp};
@@ -100,6 +102,7 @@ struct Cluster {
     values: Arc<MemoryKeyValue>,
     /// The lease bucket of the control that was started last.
     leases: Arc<MemoryKeyValue>,
+    ownership: Arc<MemoryOwnership>,
     registry: Registry,
     stop: CancellationToken,
     controls: Vec<JoinHandle<()>>,
@@ -113,6 +116,7 @@ impl Cluster {
             store: Arc::new(MemoryStore::default()),
             values: Arc::new(MemoryKeyValue::new(None)),
             leases: Arc::default(),
+            ownership: Arc::new(MemoryOwnership::new()),
             registry: Registry::new(),
             stop: CancellationToken::new(),
             controls: Vec::new(),
@@ -136,6 +140,7 @@ impl Cluster {
             bus: self.bus.clone(),
             leases,
             values: self.values.clone(),
+            polls: self.ownership.clone(),
             fold,
             components: self.store.clone(),
             intent: self.store.clone(),

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use muster_adapters_memory::{MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryStore};
+use muster_adapters_memory::{
+    MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryOwnership, MemoryStore,
+};
 use muster_control::{Engines, Metrics, Settings, run};
 use muster_domain::ids::{AgentKey, Digest, InstanceUid, MessageId, Partition, Tenant, Timestamp};
 use muster_domain::intent::plan;
@@ -115,6 +117,7 @@ impl Cluster {
             bus: self.bus.clone(),
             leases: Arc::new(MemoryKeyValue::new(Some(LEASE_TTL))),
             values: Arc::new(MemoryKeyValue::new(None)),
+            polls: Arc::new(MemoryOwnership::new()),
             fold: self.store.clone(),
             components: self.store.clone(),
             intent: self.store.clone(),

@@ -114,6 +114,10 @@ pub enum Patience {
 pub struct Given {
     attempts: Recent<Client, Attempts>,
     issued: Recent<Client, InstanceUid>,
+    /// For clients without a connection: the digest of a request for a uid, and what it was answered.
+    answered: Recent<(Client, u64), InstanceUid>,
+    /// For clients without a connection: who is to come under this uid.
+    awaited: Recent<AgentKey, Client>,
 }
 
 #[derive(Debug, Default)]
@@ -124,7 +128,12 @@ struct Attempts {
 
 impl Default for Given {
     fn default() -> Self {
-        Self { attempts: Recent::new(ATTEMPTS_WITHIN, MOST), issued: Recent::new(ISSUED_FOR, MOST) }
+        Self {
+            attempts: Recent::new(ATTEMPTS_WITHIN, MOST),
+            issued: Recent::new(ISSUED_FOR, MOST),
+            answered: Recent::new(ISSUED_FOR, MOST),
+            awaited: Recent::new(ATTEMPTS_WITHIN, MOST),
+        }
     }
 }
 
@@ -167,6 +176,43 @@ impl Given {
     /// The client has taken the uid that it was issued, or another agent has: it is issued no more.
     pub fn taken(&mut self, client: &Client) {
         self.issued.remove(client);
+    }
+
+    /// The uid for a client without a connection that asks for one. The same request, by its digest, is
+    /// answered with the same one: that of another client behind the address tells of another host.
+    pub fn issue_to(
+        &mut self,
+        client: Client,
+        request: u64,
+        new: InstanceUid,
+        now: Timestamp,
+    ) -> InstanceUid {
+        let asked = (client, request);
+        if let Some(uid) = self.answered.get(&asked, now) {
+            return *uid;
+        }
+        self.answered.put(asked, new, now);
+        new
+    }
+
+    /// A client without a connection was given a new uid. It counts as not taken until somebody
+    /// [comes](Self::came) under it.
+    pub fn gave(&mut self, client: Client, uid: InstanceUid, now: Timestamp) {
+        let key = AgentKey { tenant: client.0.tenant.clone(), uid };
+        if self.awaited.get(&key, now).is_none() {
+            self.awaited.put(key, client.clone(), now);
+            self.not_taken(client, now);
+        }
+    }
+
+    /// A client without a connection uses this uid. Returns whether it was given to one lately.
+    pub fn came(&mut self, key: &AgentKey, now: Timestamp) -> bool {
+        let Some(client) = self.awaited.get(key, now).cloned() else { return false };
+        self.awaited.remove(key);
+        if let Some(attempts) = self.attempts.get_mut(&client, now) {
+            attempts.failed = attempts.failed.saturating_sub(1);
+        }
+        true
     }
 }
 

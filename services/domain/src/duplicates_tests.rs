@@ -85,3 +85,29 @@ fn a_repeated_request_is_issued_the_same_uid_until_it_is_taken() {
     assert_eq!(given.issue(client(1), uid(4), NOW), uid(4));
     assert_eq!(given.issue(client(1), uid(5), NOW.plus(ISSUED_FOR)), uid(5), "too late");
 }
+
+#[test]
+fn a_client_without_a_connection_is_believed_when_it_comes_under_the_new_uid() {
+    let mut given = Given::default();
+    let came = |given: &mut Given, number| {
+        given.came(&AgentKey { tenant: "default".parse().unwrap(), uid: uid(number) }, NOW)
+    };
+    for number in 0..ATTEMPTS as u8 {
+        given.gave(client(1), uid(number), NOW);
+        given.gave(client(1), uid(number), NOW);
+    }
+    assert_eq!(given.patience(&client(1), NOW), Patience::Over, "each counts once");
+    assert!(came(&mut given, 3));
+    assert_eq!(given.patience(&client(1), NOW), Patience::Left);
+    assert!(!came(&mut given, 3), "it came before");
+    assert!(!came(&mut given, 99), "nobody was given it");
+}
+
+#[test]
+fn a_request_for_a_uid_that_is_repeated_is_answered_with_the_same_one() {
+    let mut given = Given::default();
+    assert_eq!(given.issue_to(client(1), 7, uid(1), NOW), uid(1));
+    assert_eq!(given.issue_to(client(1), 7, uid(2), NOW), uid(1));
+    assert_eq!(given.issue_to(client(1), 8, uid(3), NOW), uid(3), "another one behind the same address");
+    assert_eq!(given.issue_to(client(1), 7, uid(4), NOW.plus(ISSUED_FOR)), uid(4), "too late");
+}

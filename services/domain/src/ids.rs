@@ -173,6 +173,11 @@ uuid_type!(
     CommandId,
     "command id"
 );
+uuid_type!(
+    /// One request of an agent that polls over plain HTTP. A UUIDv7, made by the gateway it came to.
+    PollId,
+    "poll id"
+);
 
 uuid_type!(
     /// A token of the API. A UUIDv7: later ones come after earlier ones.
@@ -385,6 +390,14 @@ impl TryFrom<String> for ConfigHash {
         })?;
         Self::new(&bytes)
             .ok_or_else(|| InvalidId { what: "config hash", problem: "must be 1 to 256 bytes".to_owned() })
+    }
+}
+
+impl FromStr for ConfigHash {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        text.to_owned().try_into()
     }
 }
 

@@ -18,6 +18,7 @@ pub mod liveness;
 pub mod manifest;
 pub mod membership;
 pub mod network;
+pub mod poll;
 pub mod preflight;
 mod recent;
 pub mod reconcile;

@@ -45,6 +45,38 @@ pub enum Step {
     Take,
 }
 
+/// A [`Tracker`] in parts, for where a session is not kept in one process's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrackerParts {
+    /// Sequence number and digest of the message taken last.
+    pub last: Option<(u64, u64)>,
+    /// What the session began with; of no use once a message was taken.
+    pub known: Known,
+    /// Whether the session's state may be incomplete.
+    pub dirty: bool,
+    /// The last ask, and whether it was made since the session became dirty last.
+    pub asked: Option<(Timestamp, bool)>,
+    /// Asks since the session was in sync last.
+    pub asks: u32,
+}
+
+impl TrackerParts {
+    /// The parts of a session that begins with what ownership knew.
+    pub fn new(known: Known) -> Self {
+        Tracker::new(known).parts()
+    }
+}
+
+impl From<TrackerParts> for Tracker {
+    fn from(parts: TrackerParts) -> Self {
+        let TrackerParts { last, known, dirty, asked, asks } = parts;
+        // Only the next message's description counts, never the last one's.
+        let last =
+            last.map(|(sequence_num, digest)| Numbered { sequence_num, digest, has_description: false });
+        Self { last, known, dirty, asked, asks }
+    }
+}
+
 /// Tracks the messages of one session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tracker {
@@ -61,6 +93,17 @@ impl Tracker {
     /// A session that begins with what ownership knew.
     pub fn new(known: Known) -> Self {
         Self { last: None, known, dirty: false, asked: None, asks: 0 }
+    }
+
+    /// Its parts.
+    pub fn parts(&self) -> TrackerParts {
+        let last = self.last.map(|last| (last.sequence_num, last.digest));
+        TrackerParts { last, known: self.known, dirty: self.dirty, asked: self.asked, asks: self.asks }
+    }
+
+    /// Sequence number of the message taken last.
+    pub fn last(&self) -> Option<u64> {
+        self.last.map(|last| last.sequence_num)
     }
 
     /// Takes the next message.
@@ -111,11 +154,6 @@ impl Tracker {
         if let Some(last) = &mut self.last {
             last.digest = !last.digest;
         }
-    }
-
-    /// Number of the message that was taken last.
-    pub fn last(&self) -> Option<u64> {
-        self.last.map(|last| last.sequence_num)
     }
 
     /// Whether the session's state may be incomplete.
@@ -201,6 +239,17 @@ mod tests {
         assert!(!tracker.is_dirty());
         assert_eq!(tracker.step(Numbered { digest: 99, ..message(1, false) }), Step::Take);
         assert!(tracker.is_dirty());
+    }
+
+    #[test]
+    fn a_tracker_goes_on_from_its_parts() {
+        let mut tracker = after(Known::SettledTo(3), &[(4, false), (6, false)]);
+        tracker.asked(Timestamp(7));
+        let mut copy = Tracker::from(tracker.parts());
+        assert_eq!(copy.parts(), tracker.parts());
+        for next in [message(6, false), message(7, true), message(7, true), message(0, true)] {
+            assert_eq!((copy.step(next), copy.parts()), (tracker.step(next), tracker.parts()));
+        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ impl Target {
         let is_secure = match uri.scheme_str() {
             Some("ws") => false,
             Some("wss") => true,
-            _ => return Err(wrong("must begin with ws:// or wss://")),
+            _ => return Err(wrong("must begin with ws://, wss:// or http://")),
         };
         let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(|| wrong("has no host"))?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();

@@ -18,6 +18,7 @@ use crate::connect::{self, Target};
 use crate::identity::{self, Identity};
 use crate::kind::Kind;
 use crate::options::{FleetError, FleetOptions};
+use crate::polling;
 use crate::runner::{Context, Runner, lock, unix_nanos};
 use crate::stats::Stats;
 use crate::wire;
@@ -40,7 +41,7 @@ pub struct AgentView {
     pub uid: Uuid,
     /// What it is.
     pub kind: Kind,
-    /// Whether its WebSocket is open.
+    /// Whether its WebSocket is open, or its last poll was answered.
     pub connected: bool,
     /// The hash of the offered configuration that it runs with, in hexadecimal digits.
     pub config_hash: Option<String>,
@@ -74,7 +75,8 @@ impl Fleet {
         let runtime = Handle::try_current().map_err(|_| FleetError::NoRuntime)?;
         options.check()?;
         let context = Arc::new(Context {
-            target: Target::parse(&options.url)?,
+            target: Target::parse(&options.url.replacen("http://", "ws://", 1))?,
+            pollers: polling::clients(&options)?,
             headers: connect::headers(&options.headers)?,
             configs: Configs::new(),
             stats: watch::Sender::default(),

@@ -1,8 +1,8 @@
 //! Simulated OpAMP agents, many in one process.
 //!
-//! Every agent speaks the protocol over a WebSocket of its own and behaves as the opamp-go client
-//! does: full state once, then only what changed; reconnecting without it; heartbeats; APPLYING,
-//! then APPLIED or FAILED. What an agent is and does follows from the fleet's seed and the agent's
+//! Every agent speaks the protocol over a WebSocket of its own, or polls over plain HTTP where the address
+//! begins with `http://`, and behaves as the opamp-go client does: full state once, then only what
+//! changed; reconnecting without it; heartbeats; APPLYING, then APPLIED or FAILED. What an agent is and does follows from the fleet's seed and the agent's
 //! index, so two runs show the same fleet.
 //!
 //! ```no_run
@@ -29,6 +29,7 @@ mod health;
 mod identity;
 mod kind;
 mod options;
+mod polling;
 mod runner;
 mod stats;
 pub mod wire;

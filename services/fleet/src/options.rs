@@ -14,7 +14,8 @@ use crate::kind::{Kind, Mix};
 /// What a fleet is told when it starts.
 #[derive(Clone, Debug)]
 pub struct FleetOptions {
-    /// The server's address, `ws://HOST:PORT/PATH`, or `wss://` with [`tls`](Self::tls).
+    /// The server's address, `ws://HOST:PORT/PATH`, or `wss://` with [`tls`](Self::tls), or
+    /// `http://HOST:PORT/PATH` for agents that poll.
     pub url: String,
     /// How many agents.
     pub count: usize,
@@ -26,7 +27,7 @@ pub struct FleetOptions {
     pub stable_uids: bool,
     /// How many agents of each kind.
     pub mix: Mix,
-    /// Time between heartbeats; the first comes after a random part of it. Zero turns them off.
+    /// Time between heartbeats, or polls; the first comes after a random part of it. Zero turns them off.
     pub heartbeat: Duration,
     /// Time from APPLYING to APPLIED or FAILED; drawn anew every time.
     pub apply_delay: RangeInclusive<Duration>,

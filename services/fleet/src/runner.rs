@@ -30,13 +30,15 @@ use crate::wire;
 const FRAGMENT: usize = 4096;
 
 /// The longest wait that an agent takes from a server.
-const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// What all agents of a fleet share.
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) options: FleetOptions,
     pub(crate) target: Target,
+    /// A client for each source address; none for agents on WebSockets.
+    pub(crate) pollers: Vec<reqwest::Client>,
     pub(crate) headers: HeaderMap,
     pub(crate) configs: Configs,
     pub(crate) stats: watch::Sender<Stats>,
@@ -56,7 +58,7 @@ pub(crate) fn lock(agent: &Mutex<Agent>) -> MutexGuard<'_, Agent> {
 }
 
 /// Why a session ended.
-enum End {
+pub(crate) enum End {
     /// The fleet stops.
     Stopped,
     /// The connection is gone.
@@ -75,10 +77,10 @@ enum Event {
 }
 
 /// Counts the agent as connected for as long as this lives, also if its task is aborted.
-struct Connected<'a>(&'a Context, &'a Mutex<Agent>);
+pub(crate) struct Connected<'a>(&'a Context, &'a Mutex<Agent>);
 
 impl<'a> Connected<'a> {
-    fn new(context: &'a Context, agent: &'a Mutex<Agent>) -> Self {
+    pub(crate) fn new(context: &'a Context, agent: &'a Mutex<Agent>) -> Self {
         lock(agent).connected = true;
         context.stats.send_modify(|stats| {
             stats.connected += 1;
@@ -108,6 +110,10 @@ impl Runner {
     /// Runs until the fleet stops.
     pub(crate) async fn run(mut self) {
         let context = Arc::clone(&self.context);
+        if !context.pollers.is_empty() {
+            let client = &context.pollers[self.order % context.pollers.len()];
+            return self.poll(client).await;
+        }
         let agent = Arc::clone(&self.agent);
         let options = &context.options;
         let source: Option<IpAddr> = options.sources.get(self.order % options.sources.len().max(1)).copied();
@@ -252,16 +258,20 @@ impl Runner {
         }
     }
 
-    /// Takes a message of the server; says so if it ends the session.
+    /// Takes a WebSocket message of the server; says so if it ends the session.
     fn receive(&mut self, payload: Bytes) -> Option<End> {
-        let context = &self.context;
-        let message: ServerToAgent = match wire::decode(payload) {
-            Ok(message) => message,
+        match wire::decode(payload) {
+            Ok(message) => self.take(message),
             Err(error) => {
-                context.stats.send_modify(|stats| stats.error(error.to_string()));
-                return None;
+                self.context.stats.send_modify(|stats| stats.error(error.to_string()));
+                None
             }
-        };
+        }
+    }
+
+    /// Takes a message of the server; says so if it ends the session.
+    pub(crate) fn take(&mut self, message: ServerToAgent) -> Option<End> {
+        let context = &self.context;
         let delay = match message.remote_config {
             Some(_) => self.random.random_range(context.options.apply_delay.clone()),
             None => Duration::ZERO,
@@ -294,7 +304,7 @@ impl Runner {
     }
 
     /// Ends applying a configuration if its time has come.
-    fn finish(&self, now: Instant) {
+    pub(crate) fn finish(&self, now: Instant) {
         let Some(finished) = lock(&self.agent).finish(now) else { return };
         self.context.stats.send_modify(|stats| match finished {
             Finished::Applied { old, new } => {

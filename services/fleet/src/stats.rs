@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 /// Counts over all agents of a fleet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Agents whose WebSocket is open now.
+    /// Agents whose WebSocket is open now, or whose last poll was answered.
     pub connected: usize,
     /// WebSockets opened so far.
     pub connections: u64,

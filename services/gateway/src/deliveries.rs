@@ -80,6 +80,13 @@ async fn handle(shared: &Shared, payload: Bytes) -> Result<(), String> {
             }
             Ok(())
         }
+        Some(Action::Decided(decided)) => {
+            for target in decided.sessions {
+                let (key, session) = session_of(&tenant, &target.instance_uid, &target.session_id)?;
+                shared.waiting.decided(&key, session);
+            }
+            Ok(())
+        }
         None => Err("it asks for something that this version does not know".to_owned()),
     }
 }
@@ -107,7 +114,10 @@ pub(crate) fn session_of(
     Ok((AgentKey { tenant: tenant.clone(), uid }, session))
 }
 
-async fn offer_config(shared: &Shared, tenant: &Tenant, offer: RemoteConfigOffer) -> Result<(), String> {
+/// Compiled bodies in the order of an offer's files.
+type Compiled = Vec<Arc<muster_proto::bus::CompiledBody>>;
+
+async fn compiled(shared: &Shared, tenant: &Tenant, offer: &RemoteConfigOffer) -> Result<Compiled, String> {
     let mut bodies = Vec::with_capacity(offer.files.len());
     for file in &offer.files {
         let digest = Digest::try_from(file.body_digest.as_ref()).map_err(|error| error.to_string())?;
@@ -118,12 +128,37 @@ async fn offer_config(shared: &Shared, tenant: &Tenant, offer: RemoteConfigOffer
             .map_err(|error| format!("body {digest} of file {:?}: {error}", file.name))?;
         bodies.push(body);
     }
+    Ok(bodies)
+}
+
+/// The offer for the one session that a delivery is for.
+pub(crate) async fn offer_of_one(
+    shared: &Shared,
+    tenant: &Tenant,
+    offer: RemoteConfigOffer,
+) -> Result<Offer, String> {
+    let [target] = &offer.targets[..] else { return Err("it is not for one session".to_owned()) };
+    let (_, session) = session_of(tenant, &target.instance_uid, &target.session_id)?;
+    let remote_config = remote_config(&offer, target, &compiled(shared, tenant, &offer).await?)?;
+    Ok(Offer {
+        session,
+        incarnation: shared.incarnation(),
+        revision: IntentRevision(offer.intent_revision),
+        assignments: offer.assignments.iter().cloned().collect(),
+        hash: ConfigHash::new(&target.config_hash).ok_or("an offer has no config hash")?,
+        remote_config,
+    })
+}
+
+async fn offer_config(shared: &Shared, tenant: &Tenant, offer: RemoteConfigOffer) -> Result<(), String> {
+    let bodies = compiled(shared, tenant, &offer).await?;
     // Agents with one hash have the same inputs, so they share the bytes.
     let assignments: Arc<[String]> = offer.assignments.iter().cloned().collect();
     let mut rendered: HashMap<ConfigHash, Bytes> = HashMap::new();
     for target in &offer.targets {
         let (key, session) = session_of(tenant, &target.instance_uid, &target.session_id)?;
-        let Some(place) = shared.registry.place(&key, session) else {
+        let place = shared.registry.place(&key, session);
+        let Some(place) = place.or_else(|| shared.waiting.place(&key, session)) else {
             shared.metrics.offers.with_label_values(&["session_gone"]).inc();
             continue;
         };

@@ -20,6 +20,7 @@ mod metrics;
 mod outages;
 mod owed;
 mod payload;
+mod polling;
 mod probes;
 mod registry;
 mod requests;
@@ -41,9 +42,11 @@ use muster_ports::bus::{Bus, Subject};
 use muster_ports::kv::KeyValue;
 use muster_ports::log::Log;
 use muster_ports::ownership::Ownership;
+use muster_ports::polls::Polls;
 use muster_ports::{Clock, EngineError, Random, Spawner};
 use muster_tls::Listener;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -64,9 +67,11 @@ pub struct Settings {
     pub cell: Cell,
     /// Its name on the bus, unique in the cell.
     pub gateway: GatewayId,
+    /// Path of the OpAMP endpoint; the specification's default is `/v1/opamp`.
+    pub path: String,
     /// Connections at once; further upgrades get 503.
     pub max_connections: usize,
-    /// Longest WebSocket message taken, in bytes; a longer one closes the connection with 1009.
+    /// Longest message taken, in bytes; a longer one closes a WebSocket with 1009, and gets 413 over HTTP.
     pub max_message_size: usize,
     /// How much may be published.
     pub budgets: Budgets,
@@ -87,6 +92,12 @@ pub struct Settings {
     pub max_agents_per_connection: usize,
     /// An agent that reports heartbeats is told to be silent after so long without a message.
     pub agent_silent_after: Duration,
+    /// Requests of agents that poll at once; further ones get 503.
+    pub max_polls: usize,
+    /// Largest answer to an agent that polls, in bytes; a larger one is not sent.
+    pub max_answer_size: usize,
+    /// A request whose body takes longer gets 408.
+    pub body_timeout: Duration,
 }
 
 impl Settings {
@@ -95,6 +106,7 @@ impl Settings {
         Self {
             cell,
             gateway,
+            path: "/v1/opamp".to_owned(),
             max_connections: 10_000,
             max_connections_per_tenant: usize::MAX,
             connection_rate: Rate { per_second: 5_000, burst: 10_000 },
@@ -106,6 +118,9 @@ impl Settings {
             write_deadline: Duration::from_secs(10),
             max_agents_per_connection: 10_000,
             agent_silent_after: Duration::from_secs(90),
+            max_polls: 4096,
+            max_answer_size: 64 << 20,
+            body_timeout: Duration::from_secs(10),
         }
     }
 }
@@ -119,6 +134,8 @@ pub struct Engines {
     pub blobs: Arc<dyn Blobs>,
     /// Who holds which agent.
     pub ownership: Arc<dyn Ownership>,
+    /// The sessions of agents that poll.
+    pub polls: Arc<dyn Polls>,
     /// Deliveries and requests.
     pub bus: Arc<dyn Bus>,
     /// Gateway leases: a bucket with a time to live of [`LEASE_TTL`](muster_ports::LEASE_TTL).
@@ -161,6 +178,10 @@ struct Shared {
     admission: Admission,
     /// Over how long connections are to close; none are taken any more once this is there.
     closing_over: OnceLock<Duration>,
+    /// Places for requests of agents that poll, and room for their bodies.
+    polls: Arc<Semaphore>,
+    room: polling::Room,
+    waiting: polling::Waiting,
     /// Cancelled when they are to close.
     closing: CancellationToken,
     tracker: TaskTracker,
@@ -177,6 +198,9 @@ impl Shared {
             ),
             outages: outages::Outages::default(),
             closing_over: OnceLock::new(),
+            polls: Arc::new(Semaphore::new(settings.max_polls)),
+            room: polling::Room::new(settings.max_message_size),
+            waiting: polling::Waiting::default(),
             registry: registry::Registry::default(),
             settler: settler::Settler::default(),
             given: Mutex::default(),

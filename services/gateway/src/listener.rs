@@ -1,4 +1,4 @@
-//! The agents' endpoint: `/v1/opamp`, WebSocket upgrades.
+//! The agents' endpoint: WebSocket upgrades, and requests of agents that poll.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,17 +23,15 @@ use tracing::{debug, error};
 
 use crate::admission::Refusal;
 use crate::socket::Socket;
-use crate::{Shared, accept, connection, upstream};
-
-/// Path of the OpAMP endpoint (specification, "WebSocket Transport").
-const PATH: &str = "/v1/opamp";
+use crate::{Shared, accept, connection, polling, upstream};
 
 /// Name of the header in which clients say who they are (specification, "OpAMP-Instance-UID").
-const INSTANCE_UID: &str = "opamp-instance-uid";
+pub(crate) const INSTANCE_UID: &str = "opamp-instance-uid";
 
 /// Serves the endpoint until `stop`.
 pub(crate) async fn serve(shared: &Arc<Shared>, listener: Listener, stop: CancellationToken) {
-    let router = Router::new().route(PATH, get(upgrade).post(plain_http)).with_state(Arc::clone(shared));
+    let route = get(upgrade).head(polling::probe).merge(polling::route(shared));
+    let router = Router::new().route(&shared.settings.path, route).with_state(Arc::clone(shared));
     accept::serve(shared, listener, router, stop).await;
 }
 
@@ -97,7 +95,7 @@ fn handshake(headers: &HeaderMap) -> Result<HeaderValue, Box<Response>> {
     };
     let refuse = |response: Response| Err(Box::new(response));
     if !has(CONNECTION, "upgrade") || !has(UPGRADE, "websocket") {
-        let text = "this is an OpAMP endpoint: connect with a WebSocket\n";
+        let text = "this is an OpAMP endpoint: connect with a WebSocket, or POST application/x-protobuf\n";
         return refuse((StatusCode::UPGRADE_REQUIRED, [(UPGRADE, "websocket")], text).into_response());
     }
     if !has(SEC_WEBSOCKET_VERSION, "13") {
@@ -128,9 +126,4 @@ async fn take_over(upgrade: OnUpgrade, max_message: usize) -> Option<Socket<Stre
             None
         }
     }
-}
-
-async fn plain_http() -> Response {
-    let reason = "plain HTTP polling is not available yet: connect with a WebSocket to the same address\n";
-    (StatusCode::NOT_IMPLEMENTED, reason).into_response()
 }

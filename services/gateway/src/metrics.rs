@@ -18,6 +18,7 @@ pub struct Metrics {
     pub(crate) new_uids: IntCounterVec,
     pub(crate) offers: IntCounterVec,
     pub(crate) commands: IntCounterVec,
+    pub(crate) http_requests: IntCounterVec,
 }
 
 impl Metrics {
@@ -95,6 +96,11 @@ impl Metrics {
                 "result",
             )?,
             offers: family("muster_gateway_offers_total", "Remote config offers to agents.", "result")?,
+            http_requests: family(
+                "muster_gateway_http_requests_total",
+                "Requests of agents that poll over plain HTTP.",
+                "result",
+            )?,
         })
     }
 }

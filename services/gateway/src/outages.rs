@@ -21,6 +21,10 @@ pub(crate) struct Outages {
     pub(crate) lease: Seldom,
     /// Floors are not read.
     pub(crate) floors: Seldom,
+    /// The end of requests of agents that poll is not recorded.
+    pub(crate) polls: Seldom,
+    /// Offers that wait for agents that poll are not fetched.
+    pub(crate) mail: Seldom,
     /// Control's requests are not answered.
     pub(crate) requests: Seldom,
 }

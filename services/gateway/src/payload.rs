@@ -23,6 +23,13 @@ const TURN: Duration = Duration::from_secs(10);
 /// Longest wait for the log.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How long publishing a report of this size may take.
+pub(crate) fn longest(shared: &Shared, bytes: usize) -> Duration {
+    // What surrounds the report in an entry is small.
+    let is_apart = bytes.saturating_add(UNIT) > shared.engines.log.max_payload();
+    PUBLISH_DEADLINE + if is_apart { TURN + patience(bytes as u64) } else { Duration::ZERO }
+}
+
 /// Publishes an entry and waits until it is durable: first its report, if that has to go apart.
 ///
 /// # Errors
@@ -136,6 +143,7 @@ mod tests {
             log: log.clone(),
             blobs: blobs.clone(),
             ownership: Arc::new(MemoryOwnership::default()),
+            polls: Arc::new(MemoryOwnership::default()),
             bus: Arc::new(MemoryBus::default()),
             leases: Arc::new(MemoryKeyValue::new(None)),
             values: Arc::new(MemoryKeyValue::new(None)),

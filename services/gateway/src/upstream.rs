@@ -15,15 +15,15 @@ use muster_ports::log::PublishError;
 use muster_ports::ownership::{ClaimOutcome, ClaimRequest, Holder};
 use muster_proto::Message;
 use muster_proto::bus::{
-    ContestVerdict, ControlReply, ControlRequest, Envelope, ResolveContest, SessionEnded, SessionStarted,
-    control_reply, control_request,
+    self, ContestVerdict, ControlReply, ControlRequest, Envelope, ResolveContest, SessionEnded,
+    SessionStarted, control_reply, control_request,
 };
 use tracing::{Instrument as _, debug_span, error, warn};
 
 use crate::{Shared, budgets, payload, trace};
 
 /// Longest wait for ownership.
-const CLAIM_DEADLINE: Duration = Duration::from_secs(2);
+pub(crate) const CLAIM_DEADLINE: Duration = Duration::from_secs(2);
 /// Longest wait for control's verdict on a contested claim.
 const CONTEST_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -32,7 +32,7 @@ pub(crate) fn retry_after(shared: &Shared) -> Duration {
     shared.engines.random.between(Duration::from_secs(30), Duration::from_secs(60))
 }
 
-fn not_now(shared: &Shared, reason: &str) -> NotNow {
+pub(crate) fn not_now(shared: &Shared, reason: &str) -> NotNow {
     NotNow { reason: reason.to_owned(), retry_after: retry_after(shared) }
 }
 
@@ -78,33 +78,53 @@ pub(crate) async fn claim(
             }
             ClaimOutcome::Contested { holder } => {
                 count(shared, "contested");
-                let patience = shared.given().patience(client, (shared.engines.clock)());
-                if patience == Patience::OverAndKnown {
-                    return Err(ClaimError::Refused);
-                }
-                match resolve(shared, key, session, &holder).await {
-                    Ok(Verdict::Takeover) => displace = Some(holder.session),
-                    Ok(Verdict::Duplicate { new_uid }) if patience == Patience::Left => {
-                        return Err(ClaimError::Duplicate { new_uid });
-                    }
-                    Ok(Verdict::Duplicate { .. }) => {
-                        shared.given().refused(client, (shared.engines.clock)());
-                        return Err(ClaimError::Refused);
-                    }
-                    // The holder's gateway may have been too busy to tell.
-                    Ok(Verdict::Undecided(_)) if turn == 0 => {}
-                    Ok(Verdict::Undecided(error)) | Err(error) => {
-                        if let Some(more) = shared.outages.contest.tell((shared.engines.clock)()) {
-                            warn!(tenant = %key.tenant, agent_id = %key.uid, %error, more, "control did not decide on a contested instance_uid");
-                        }
-                        let reason = "the server cannot tell whether another agent uses this instance_uid";
-                        return Err(ClaimError::Unknown(not_now(shared, reason)));
-                    }
+                if let Some(dead) = contested(shared, client, session, holder, turn == 0).await? {
+                    displace = Some(dead);
                 }
             }
         }
     }
     Err(ClaimError::Unknown(not_now(shared, "several agents claim this instance_uid at once")))
+}
+
+/// Whether a newcomer may take the agent from the session that holds it, which is returned then. None: it is
+/// to try once more.
+pub(crate) async fn contested(
+    shared: &Shared,
+    client: &Client,
+    newcomer: SessionId,
+    holder: Holder,
+    is_first: bool,
+) -> Result<Option<SessionId>, ClaimError> {
+    let (key, _) = client;
+    let patience = shared.given().patience(client, (shared.engines.clock)());
+    if patience == Patience::OverAndKnown {
+        return Err(ClaimError::Refused);
+    }
+    match resolve(shared, key, newcomer, &holder).await {
+        Ok(Verdict::Takeover) => Ok(Some(holder.session)),
+        Ok(Verdict::Duplicate { new_uid }) => Err(duplicate(shared, client, new_uid)),
+        // The holder's gateway may have been too busy to tell.
+        Ok(Verdict::Undecided(_)) if is_first => Ok(None),
+        Ok(Verdict::Undecided(error)) | Err(error) => {
+            if let Some(more) = shared.outages.contest.tell((shared.engines.clock)()) {
+                warn!(tenant = %key.tenant, agent_id = %key.uid, %error, more, "control did not decide on a contested instance_uid");
+            }
+            let reason = "the server cannot tell whether another agent uses this instance_uid";
+            Err(ClaimError::Unknown(not_now(shared, reason)))
+        }
+    }
+}
+
+/// Another live agent holds the uid: the newcomer is given a new one, if it has not had its share of them.
+pub(crate) fn duplicate(shared: &Shared, client: &Client, new_uid: InstanceUid) -> ClaimError {
+    let now = (shared.engines.clock)();
+    let mut given = shared.given();
+    if given.patience(client, now) == Patience::Left {
+        return ClaimError::Duplicate { new_uid };
+    }
+    given.refused(client, now);
+    ClaimError::Refused
 }
 
 /// Makes a uid for an agent that asks for one (AgentToServerFlags.RequestInstanceUid) and claims it.
@@ -171,6 +191,7 @@ enum Verdict {
     Undecided(String),
 }
 
+/// Has control decide on a contested instance_uid.
 async fn resolve(
     shared: &Shared,
     key: &AgentKey,
@@ -216,19 +237,30 @@ async fn resolve(
     }
 }
 
-/// Publishes one entry and waits until the log has it. A report has to be within the budgets; what is
-/// said of a session alone, such as its end, is not refused.
+/// Publishes one entry of a session on a WebSocket and waits until the log has it. A report has to be within
+/// the budgets; what is said of a session alone, such as its end, is not refused.
 pub(crate) async fn publish(
     shared: &Shared,
     key: &AgentKey,
     publish: Publish,
     remote_addr: &str,
 ) -> Result<(), NotNow> {
+    publish_over(shared, key, publish, Transport::WebSocket, remote_addr).await
+}
+
+/// As [`publish`], of a session on either transport.
+pub(crate) async fn publish_over(
+    shared: &Shared,
+    key: &AgentKey,
+    publish: Publish,
+    transport: Transport,
+    remote_addr: &str,
+) -> Result<(), NotNow> {
     if let Some((_, message)) = &publish.message {
         budgets::spend(shared, key, message.len())?;
     }
     let span = debug_span!("report", tenant = %key.tenant, agent_id = %key.uid, otel.kind = "producer");
-    let mut envelope = envelope(shared, key, publish, remote_addr);
+    let mut envelope = envelope(shared, key, publish, transport, remote_addr);
     envelope.traceparent = trace::traceparent(&span);
     let id = MessageId(shared.engines.new_id());
     let stored = payload::publish(shared, key, id, envelope).instrument(span.clone()).await;
@@ -250,7 +282,13 @@ pub(crate) async fn publish(
     refusal.map_or(Ok(()), |reason| Err(not_now(shared, reason)))
 }
 
-fn envelope(shared: &Shared, key: &AgentKey, publish: Publish, remote_addr: &str) -> Envelope {
+fn envelope(
+    shared: &Shared,
+    key: &AgentKey,
+    publish: Publish,
+    transport: Transport,
+    remote_addr: &str,
+) -> Envelope {
     let publishable = |(head, message): (Head, _)| (head, head.publishable(message));
     let (head, message) = publish.message.map(publishable).unzip();
     Envelope {
@@ -269,24 +307,28 @@ fn envelope(shared: &Shared, key: &AgentKey, publish: Publish, remote_addr: &str
         agent_to_server_blob: None,
         started: publish.started.map(|previous| SessionStarted {
             previous_session_id: previous.map(|id| id.as_bytes().to_vec().into()).unwrap_or_default(),
-            transport: transport(Transport::WebSocket).into(),
+            transport: wire(transport).into(),
             remote_addr: remote_addr.to_owned(),
         }),
         ended: publish.ended.map(|reason| SessionEnded { reason: end_reason(reason).into() }),
         dirty: publish.dirty,
         silent: publish.silent,
+        transport: match transport {
+            Transport::WebSocket => bus::Transport::Unspecified.into(),
+            Transport::Http => bus::Transport::Http.into(),
+        },
     }
 }
 
-fn transport(transport: Transport) -> muster_proto::bus::Transport {
+fn wire(transport: Transport) -> bus::Transport {
     match transport {
-        Transport::WebSocket => muster_proto::bus::Transport::Websocket,
-        Transport::Http => muster_proto::bus::Transport::Http,
+        Transport::WebSocket => bus::Transport::Websocket,
+        Transport::Http => bus::Transport::Http,
     }
 }
 
 fn end_reason(reason: EndReason) -> muster_proto::bus::EndReason {
-    use muster_proto::bus::EndReason as Wire;
+    use bus::EndReason as Wire;
     match reason {
         EndReason::AgentDisconnect => Wire::AgentDisconnect,
         EndReason::ConnectionLost | EndReason::GatewayLost => Wire::ConnectionLost,

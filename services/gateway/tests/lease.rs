@@ -109,6 +109,7 @@ impl Rig {
             log: log.clone(),
             blobs: Arc::new(MemoryBlobs::default()),
             ownership: owners.clone(),
+            polls: Arc::new(MemoryOwnership::new()),
             bus: Arc::new(MemoryBus::default()),
             leases: leases.clone(),
             values: Arc::new(MemoryKeyValue::new(None)),

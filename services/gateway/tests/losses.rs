@@ -180,6 +180,7 @@ impl Rig {
             log: log.clone(),
             blobs: Arc::new(MemoryBlobs::default()),
             ownership: owners.clone(),
+            polls: Arc::new(MemoryOwnership::new()),
             bus: bus.clone(),
             leases: leases.clone(),
             values: values.clone(),

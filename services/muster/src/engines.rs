@@ -21,6 +21,7 @@ use muster_ports::bus::Bus;
 use muster_ports::kv::KeyValue;
 use muster_ports::log::Log;
 use muster_ports::ownership::Ownership;
+use muster_ports::polls::Polls;
 use muster_ports::store::Store;
 use muster_ports::{EngineError, LEASE_TTL};
 use tokio::time::Instant;
@@ -75,6 +76,8 @@ pub struct Engines {
     pub values: Arc<dyn KeyValue>,
     /// Who holds which agent.
     pub ownership: Arc<dyn Ownership>,
+    /// The sessions of agents that poll, which nobody holds.
+    pub polls: Arc<dyn Polls>,
     /// The truth; a process with only gateways has none.
     pub store: Option<Arc<dyn Store>>,
     /// Whether the log ends with the process.
@@ -115,8 +118,11 @@ pub async fn open(
         None
     };
 
-    let ownership: Arc<dyn Ownership> = match config.ownership.kind {
-        OwnershipType::Memory => Arc::new(MemoryOwnership::default()),
+    let (ownership, polls): (Arc<dyn Ownership>, Arc<dyn Polls>) = match config.ownership.kind {
+        OwnershipType::Memory => {
+            let memory = Arc::new(MemoryOwnership::default());
+            (Arc::clone(&memory) as _, memory)
+        }
         OwnershipType::Redis => {
             let url = required(config.ownership.url.as_ref(), "ownership.url", "redis://redis:6379")?;
             let mut options = RedisOptions::new(url.split(','));
@@ -129,7 +135,7 @@ pub async fn open(
                 let redis = Arc::clone(&asked);
                 async move { redis.ping().await }
             });
-            redis
+            (Arc::clone(&redis) as _, redis)
         }
     };
 
@@ -179,7 +185,7 @@ pub async fn open(
             )
         }
     };
-    Ok(Engines { log, blobs, bus, leases, values, ownership, store, log_is_embedded, readiness })
+    Ok(Engines { log, blobs, bus, leases, values, ownership, polls, store, log_is_embedded, readiness })
 }
 
 /// Refuses roles apart from each other on engines that live in one process.

@@ -174,6 +174,9 @@ impl Server {
                 max_agents_per_connection: config.server.websocket.max_agents_per_connection,
                 agent_silent_after: config.server.websocket.agent_silent_after,
                 budgets: budgets(&config.server.budgets),
+                path: config.server.websocket.path.clone(),
+                max_answer_size: config.server.polling.max_answer_size,
+                body_timeout: config.server.polling.body_timeout,
                 drain: config.server.drain,
                 ..muster_gateway::Settings::new(cell.clone(), name)
             };
@@ -181,6 +184,7 @@ impl Server {
                 log: Arc::clone(&engines.log),
                 blobs: Arc::clone(&engines.blobs),
                 ownership: Arc::clone(&engines.ownership),
+                polls: Arc::clone(&engines.polls),
                 bus: Arc::clone(&engines.bus),
                 leases: Arc::clone(&engines.leases),
                 values: Arc::clone(&engines.values),
@@ -196,6 +200,7 @@ impl Server {
         if let Some(store) = engines.store.as_ref().filter(|_| has(Role::Control)) {
             let settings = muster_control::Settings {
                 fold_last_words: engines.log_is_embedded,
+                poll_deadline: config.server.polling.deadline,
                 ..muster_control::Settings::new(cell.clone(), &process.name)
             };
             let engines = muster_control::Engines {
@@ -204,6 +209,7 @@ impl Server {
                 bus: Arc::clone(&engines.bus),
                 leases: Arc::clone(&engines.leases),
                 values: Arc::clone(&engines.values),
+                polls: Arc::clone(&engines.polls),
                 fold: as_fold(store),
                 components: as_components(store),
                 intent: as_intent(store),

@@ -581,12 +581,7 @@ impl Connection {
 fn turned_away(uid: InstanceUid, new_uid: Option<InstanceUid>, first: bool) -> Output {
     Output::Send(match new_uid {
         Some(_) => Reply::Answer { uid, first, full_state: first, new_uid },
-        None => Reply::BadRequest {
-            uid: Some(uid),
-            reason: format!(
-                "instance_uid {uid} is refused: this agent was given another one and does not take it; configure one that no other agent uses"
-            ),
-        },
+        None => Reply::uid_refused(uid),
     })
 }
 

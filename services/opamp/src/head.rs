@@ -19,6 +19,7 @@ mod field {
     pub(super) const SEQUENCE_NUM: u32 = 2;
     pub(super) const AGENT_DESCRIPTION: u32 = 3;
     pub(super) const CAPABILITIES: u32 = 4;
+    pub(super) const REMOTE_CONFIG_STATUS: u32 = 7;
     pub(super) const AGENT_DISCONNECT: u32 = 9;
     pub(super) const FLAGS: u32 = 10;
     pub(super) const CUSTOM_CAPABILITIES: u32 = 12;
@@ -148,6 +149,11 @@ impl Head {
     /// Whether agent_description is present: the mark of a full report.
     pub fn has_description(&self) -> bool {
         self.kinds & 1 << field::AGENT_DESCRIPTION != 0
+    }
+
+    /// Whether remote_config_status is present.
+    pub fn has_config_status(&self) -> bool {
+        self.kinds & 1 << field::REMOTE_CONFIG_STATUS != 0
     }
 
     /// Whether the agent says goodbye.

@@ -4,6 +4,7 @@ pub mod bounds;
 pub mod connection;
 pub mod frame;
 pub mod head;
+pub mod poll;
 mod rekeying;
 pub mod reply;
 mod session;

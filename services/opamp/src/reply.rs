@@ -62,6 +62,14 @@ pub enum Reply {
 }
 
 impl Reply {
+    /// The refusal of an agent that uses the instance_uid of another live one and does not take a new one.
+    pub fn uid_refused(uid: InstanceUid) -> Self {
+        let reason = format!(
+            "instance_uid {uid} is refused: this agent was given another one and does not take it; configure one that no other agent uses"
+        );
+        Self::BadRequest { uid: Some(uid), reason }
+    }
+
     /// The payload of the WebSocket message.
     pub fn frame(&self) -> Bytes {
         frame::encode(&self.message())

@@ -13,6 +13,7 @@ pub mod host;
 pub mod kv;
 pub mod log;
 pub mod ownership;
+pub mod polls;
 pub mod seldom;
 pub mod store;
 pub mod trace;

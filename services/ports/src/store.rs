@@ -155,8 +155,8 @@ pub trait FoldStore: Send + Sync {
         limit: usize,
     ) -> Result<Vec<StoredAgent>, EngineError>;
 
-    /// Up to `limit` agents of a partition whose live session began in a gateway life that is not
-    /// among these.
+    /// Up to `limit` agents of a partition whose live session is on a WebSocket and began in a gateway
+    /// life that is not among these. Sessions of polls are no gateway's.
     async fn orphans(
         &self,
         cell: &Cell,

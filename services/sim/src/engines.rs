@@ -84,6 +84,8 @@ impl Wire {
             log: Arc::new(SimLog(Arc::clone(self))),
             blobs: Arc::new(SimBlobs(Arc::clone(self))),
             ownership: Arc::new(SimOwnership(Arc::clone(self))),
+            // No agent under simulation polls.
+            polls: self.world.engines().ownership.clone(),
             bus: Arc::new(SimBus(Arc::clone(self))),
             leases: Arc::new(SimKeyValue(Arc::clone(self), Bucket::Leases)),
             values: Arc::new(SimKeyValue(Arc::clone(self), Bucket::Values)),
@@ -99,6 +101,7 @@ impl Wire {
         muster_control::Engines {
             log: Arc::new(SimLog(Arc::clone(self))),
             blobs: Arc::new(SimBlobs(Arc::clone(self))),
+            polls: self.world.engines().ownership.clone(),
             bus: Arc::new(SimBus(Arc::clone(self))),
             leases: Arc::new(SimKeyValue(Arc::clone(self), Bucket::Leases)),
             values: Arc::new(SimKeyValue(Arc::clone(self), Bucket::Values)),

@@ -40,6 +40,7 @@ type options struct {
 	healthy      bool
 	heartbeat    time.Duration
 	requestUid   bool
+	gzip         bool
 	verbose      bool
 }
 
@@ -70,6 +71,7 @@ func parse(args []string) (options, error) {
 	flags.BoolVar(&opts.healthy, "healthy", true, "the health to start with")
 	flags.DurationVar(&opts.heartbeat, "heartbeat", 30*time.Second, "time between heartbeats; with http between polls")
 	flags.BoolVar(&opts.requestUid, "request-uid", false, "ask the server for another instance_uid in the first report")
+	flags.BoolVar(&opts.gzip, "gzip", false, "compress what is sent")
 	flags.BoolVar(&opts.verbose, "verbose", false, "write the library's log to standard error")
 	if err := flags.Parse(args); err != nil {
 		return opts, err
@@ -138,6 +140,7 @@ func run(opts options) error {
 		Header:            header,
 		InstanceUid:       types.InstanceUid(opts.uid),
 		HeartbeatInterval: &opts.heartbeat,
+		EnableCompression: opts.gzip,
 		Callbacks:         a.callbacks(),
 	})
 	if err != nil {

@@ -67,7 +67,8 @@ impl FoldStore for PostgresStore {
         let live: Vec<Uuid> = live.iter().map(|incarnation| incarnation.0).collect();
         let found = query(select_agents!(
             "agents AS a",
-            "WHERE s.cell = $1 AND s.partition = $2 AND s.ended_at IS NULL AND s.incarnation <> ALL($3) LIMIT $4"
+            "WHERE s.cell = $1 AND s.partition = $2 AND s.ended_at IS NULL \
+             AND s.transport <> 'http' AND s.incarnation <> ALL($3) LIMIT $4"
         ))
         .bind(cell.as_str())
         .bind(i32::from(partition.number()))

@@ -53,13 +53,13 @@ pub(super) fn owned(key: &AgentKey, answer: Answer) -> Result<Option<Owned>, Eng
 }
 
 /// A list that was answered for a key.
-struct Row<'a> {
+pub(super) struct Row<'a> {
     key: &'a AgentKey,
     values: Vec<Value>,
 }
 
 impl<'a> Row<'a> {
-    fn new(key: &'a AgentKey, answer: Answer) -> Result<Self, EngineError> {
+    pub(super) fn new(key: &'a AgentKey, answer: Answer) -> Result<Self, EngineError> {
         match answer {
             Ok(Value::Array(values)) => Ok(Self { key, values }),
             Ok(other) => Err(corrupt(key, format_args!("answered with {other:?}"))),
@@ -67,7 +67,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    fn text(&self, index: usize) -> Option<&str> {
+    pub(super) fn text(&self, index: usize) -> Option<&str> {
         match self.values.get(index)? {
             Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
             Value::SimpleString(text) => Some(text),
@@ -75,12 +75,12 @@ impl<'a> Row<'a> {
         }
     }
 
-    fn field<T: FromStr<Err: Display>>(&self, index: usize, name: &str) -> Result<T, EngineError> {
+    pub(super) fn field<T: FromStr<Err: Display>>(&self, index: usize, name: &str) -> Result<T, EngineError> {
         let text = self.text(index).ok_or_else(|| corrupt(self.key, format_args!("has no {name}")))?;
         text.parse().map_err(|error| corrupt(self.key, format_args!("{name} {text:?}: {error}")))
     }
 
-    fn number(&self, index: usize, name: &str) -> Result<u64, EngineError> {
+    pub(super) fn number(&self, index: usize, name: &str) -> Result<u64, EngineError> {
         self.field(index, name)
     }
 
@@ -91,8 +91,25 @@ impl<'a> Row<'a> {
         }
     }
 
+    /// A field of which an empty text says that there is none.
+    pub(super) fn maybe<T: FromStr<Err: Display>>(
+        &self,
+        index: usize,
+        name: &str,
+    ) -> Result<Option<T>, EngineError> {
+        match self.text(index) {
+            Some("") => Ok(None),
+            _ => self.field(index, name).map(Some),
+        }
+    }
+
+    /// A field that is `1`, or else an empty text.
+    pub(super) fn flag(&self, index: usize) -> bool {
+        self.text(index) == Some("1")
+    }
+
     /// Session, claim, gateway and incarnation from this index on.
-    fn holder(&self, index: usize) -> Result<Holder, EngineError> {
+    pub(super) fn holder(&self, index: usize) -> Result<Holder, EngineError> {
         Ok(Holder {
             session: self.field(index, "session")?,
             claim: Claim(self.number(index + 1, "claim")?),
@@ -102,7 +119,7 @@ impl<'a> Row<'a> {
     }
 
     /// An answer that is none of those expected: a script names the field that it cannot use.
-    fn unexpected(&self) -> EngineError {
+    pub(super) fn unexpected(&self) -> EngineError {
         match (self.text(0), self.text(1)) {
             (Some("corrupt"), Some(name)) => corrupt(self.key, format_args!("unusable {name}")),
             _ => corrupt(self.key, format_args!("answered with {:?}", self.values)),

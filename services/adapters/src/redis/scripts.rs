@@ -1,8 +1,8 @@
 //! The commands: scripts, so that each reads and writes an agent's hash at once.
 //!
 //! Fields of a hash: `session` and `claim` of the session that holds the agent or did so last; `gateway`
-//! and `incarnation` only while it holds it; `settled`, if something is, and the `epoch` that it is of, if
-//! that is known; `seen`.
+//! and `incarnation` only while one on a WebSocket holds it; `settled`, if something is, and the `epoch` that
+//! it is of, if that is known; `seen`. The fields of agents that poll are in [`super::polls`].
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use muster_ports::ownership::{ClaimRequest, Settled};
 use redis::{Cmd, Script};
 
 /// Numbers as text: any u64 is exact.
-const NUMBERS: &str = r"
+pub(super) const NUMBERS: &str = r"
 local function is_number(text)
   return #text <= 20 and (text == '0' or string.find(text, '^[1-9]%d*$') ~= nil)
 end
@@ -84,6 +84,11 @@ return {'holder'}
 /// Longest expiry, in milliseconds, some thousand years: Redis refuses one that overflows.
 const LONGEST: u128 = 100_000_000_000_000;
 
+/// Expiry of a hash after it was written, in milliseconds.
+pub(super) fn expiry(ttl: Duration) -> String {
+    ttl.as_millis().clamp(1, LONGEST).to_string()
+}
+
 /// The scripts and what they are given beside the callers' arguments.
 #[derive(Debug)]
 pub(super) struct Scripts {
@@ -94,25 +99,27 @@ pub(super) struct Scripts {
     ttl: String,
 }
 
+/// A script, called by its hash.
 #[derive(Debug)]
-struct Loaded {
+pub(super) struct Loaded {
     code: String,
     hash: String,
 }
 
 impl Loaded {
-    fn new(code: String) -> Self {
+    pub(super) fn new(code: String) -> Self {
         let hash = Script::new(&code).get_hash().to_owned();
         Self { code, hash }
     }
 
-    fn run(&self, key: &AgentKey, arguments: &[&str]) -> Cmd {
+    pub(super) fn run(&self, key: &AgentKey, arguments: &[&str]) -> Cmd {
         let mut command = redis::cmd("EVALSHA");
         command.arg(&self.hash).arg(1).arg(name(key)).arg(arguments);
         command
     }
 
-    fn load(&self) -> Cmd {
+    /// The command after which it can be called.
+    pub(super) fn load(&self) -> Cmd {
         let mut command = redis::cmd("SCRIPT");
         command.arg("LOAD").arg(&self.code);
         command
@@ -126,7 +133,7 @@ impl Scripts {
             claim: Loaded::new([NUMBERS, CLAIM].concat()),
             settle: Loaded::new([NUMBERS, SETTLE].concat()),
             release: Loaded::new(RELEASE.to_owned()),
-            ttl: ttl.as_millis().clamp(1, LONGEST).to_string(),
+            ttl: expiry(ttl),
         }
     }
 

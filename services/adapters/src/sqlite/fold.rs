@@ -92,7 +92,7 @@ impl FoldStore for SqliteStore {
         let found = query(select_agents!(
             "FROM sessions AS s JOIN agents AS a USING (tenant, uid, cell) \
              WHERE s.cell = $1 AND s.partition = $2 AND s.ended_at IS NULL \
-             AND s.incarnation NOT IN (SELECT unhex(value, '-') FROM json_each($3)) LIMIT $4"
+             AND s.transport <> 'http' AND s.incarnation NOT IN (SELECT unhex(value, '-') FROM json_each($3)) LIMIT $4"
         ))
         .bind(cell.as_str())
         .bind(partition.number())

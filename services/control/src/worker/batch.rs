@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use muster_domain::agent::{Agent, AgentEvent, EndReason, Entry, Folded, Session};
+use muster_domain::agent::{Agent, AgentEvent, EndReason, Entry, Folded, Session, Transport};
 use muster_domain::capabilities::AgentCapabilities;
 use muster_domain::desired::{Desired, DesiredConfig, Planner};
 use muster_domain::ids::{
@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 
 use crate::Metrics;
 use crate::intents::Planners;
+use crate::mail::Route;
 use crate::offers::Outgoing;
 use crate::worker::components::Source;
 
@@ -65,6 +66,8 @@ pub(crate) struct Decided {
     pub(crate) stored: Vec<StoredAgent>,
     /// Offers to send.
     pub(crate) outgoing: Vec<Outgoing>,
+    /// Sessions of polls that have begun: a request may wait for what is decided for them.
+    pub(crate) begun: Vec<(AgentKey, Route)>,
     /// When agents are to be looked at again.
     pub(crate) waiting: BTreeMap<AgentKey, Option<Timestamp>>,
     /// Sessions to close.
@@ -148,10 +151,10 @@ impl Batch {
         });
     }
 
-    /// Ends the agent's session, whose gateway is gone.
-    pub(crate) fn end_session(&mut self, stored: &StoredAgent) {
+    /// Ends the agent's session.
+    pub(crate) fn end_session(&mut self, stored: &StoredAgent, reason: EndReason) {
         let mut touched = Touched::new(stored.clone());
-        touched.stored.agent.end_session(self.now, EndReason::GatewayLost, &mut touched.folded);
+        touched.stored.agent.end_session(self.now, reason, &mut touched.folded);
         self.agents.insert(stored.agent.key.clone(), touched);
     }
 
@@ -200,7 +203,7 @@ impl Decided {
             && agent.state.capabilities.has(AgentCapabilities::REPORTS_AVAILABLE_COMPONENTS)
             && let (Some(id), Some(session)) = (agent.state.components_key(&key.tenant), agent.live_session())
         {
-            self.told_components.push((id, (key.clone(), session.id, session.gateway.clone())));
+            self.told_components.push((id, (key.clone(), Route::from(session))));
         }
         let (config, held) = match planner.desired(&agent, &labels) {
             Desired::Nothing => (None, None),
@@ -223,6 +226,11 @@ impl Decided {
             Decision::Nothing(_) => None,
         };
         self.waiting.insert(key.clone(), due);
+        if folded.events.contains(&AgentEvent::Connected)
+            && let Some(session) = agent.live_session().filter(|session| session.transport == Transport::Http)
+        {
+            self.begun.push((key.clone(), session.into()));
+        }
         self.events.extend(folded.events.into_iter().map(|event| Happened::new(&agent, event)));
         self.superseded.extend(folded.superseded.map(|old| (key, old)));
         if folded.session_changed || folded.state_changed || folded.effective_config.is_some() {
@@ -239,13 +247,7 @@ impl Decided {
     fn send(&mut self, agent: &Agent, config: Option<DesiredConfig>, revision: IntentRevision) {
         // An offer is made only for a desired config and a live session.
         if let (Some(config), Some(session)) = (config, agent.live_session()) {
-            self.outgoing.push(Outgoing {
-                key: agent.key.clone(),
-                session: session.id,
-                gateway: session.gateway.clone(),
-                config,
-                revision,
-            });
+            self.outgoing.push(Outgoing { key: agent.key.clone(), route: session.into(), config, revision });
         }
     }
 }

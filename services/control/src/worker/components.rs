@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use muster_domain::ids::{AgentKey, GatewayId, SessionId, Timestamp};
+use muster_domain::ids::{AgentKey, Timestamp};
 use muster_domain::report::{Components, ComponentsKey};
 use tracing::warn;
 
+use crate::mail::Route;
 use crate::{Shared, offers};
 
 /// Lists that are asked for at once, and agents that can be asked for one.
@@ -17,7 +18,7 @@ const KNOWN: usize = 4096;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An agent that can be asked for a list.
-pub(crate) type Source = (AgentKey, SessionId, GatewayId);
+pub(crate) type Source = (AgentKey, Route);
 
 /// What a partition's worker knows of lists.
 #[derive(Default)]
@@ -95,9 +96,9 @@ impl Lists {
             }
             let Some(wanted) = self.wanted.get_mut(&key) else { continue };
             match wanted.sources.pop_front() {
-                Some((agent, session, gateway)) => {
+                Some((agent, route)) => {
                     wanted.asked_at = Some(now);
-                    offers::request_components(shared, &agent, session, &gateway).await;
+                    offers::request_components(shared, &agent, &route).await;
                 }
                 // Nobody is left to be asked: the next agent that tells the hash is.
                 None => {

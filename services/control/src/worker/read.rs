@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
-use muster_domain::ids::{AgentKey, GatewayId, SessionId};
+use muster_domain::ids::AgentKey;
 use muster_ports::EngineError;
 use muster_ports::log::LogEntry;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use crate::decode::{self, Read};
+use crate::mail::Route;
 use crate::{Shared, blobs};
 
 /// Bytes of reports that are folded in one transaction; a single larger one is folded alone.
@@ -22,7 +23,7 @@ pub(crate) struct Bad {
     /// Why, for people.
     pub(crate) reason: String,
     /// Whose it is and where its session was, as far as that can be told.
-    pub(crate) from: Option<(AgentKey, SessionId, GatewayId)>,
+    pub(crate) from: Option<(AgentKey, Route)>,
 }
 
 impl Bad {
@@ -95,5 +96,5 @@ async fn complete(shared: &Shared, mut read: Read) -> Result<Result<Read, Bad>, 
         Err(error @ EngineError::Corrupt { .. }) => error.to_string(),
         Err(error) => return Err(error),
     };
-    Ok(Err(Bad { reason, from: Some((read.key, read.entry.session, read.entry.gateway)) }))
+    Ok(Err(Bad { reason, from: Some((read.key, Route::from(&read.entry))) }))
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use muster_domain::ids::{AgentKey, InstanceUid, Partition};
 use muster_ports::bus::{Bus, Subject};
 use muster_ports::epochs;
-use muster_testkit::{RawAgent, eventually, messages};
+use muster_testkit::{Poller, RawAgent, eventually, messages};
 use uuid::Uuid;
 
 use crate::{AGENT, Gateway, SOON, cell};
@@ -50,5 +50,34 @@ async fn agents_of_a_partition_that_begins_an_epoch_are_claimed_anew_and_asked()
     let mut agent = RawAgent::connect(&gateway.url).await;
     let reply = agent.exchange(&messages::heartbeat(Uuid::from_u128(AGENT), 2)).await;
     assert_eq!(reply.flags, 1);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_polls_begins_anew_with_an_epoch() {
+    let gateway = Gateway::start().await;
+    let uid = Uuid::from_u128(AGENT);
+    let agent = Poller::new(gateway.url.replace("ws://", "http://"));
+    assert_eq!(agent.exchange(&messages::first_report(uid, &[])).await.flags, 0);
+    let session = gateway.session().await;
+    let mut sequence = 0;
+    // As above: the second epoch that it hears of is a new one.
+    let asked = eventually(SOON, async || {
+        sequence += 1;
+        raise(&gateway, partition(), sequence).await;
+        gateway.bus.publish(&Subject::Floors(cell()), Bytes::new()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let answer = agent.exchange(&messages::heartbeat(uid, sequence)).await;
+        if answer.flags == 1 { Ok(answer) } else { Err("it is not asked".to_owned()) }
+    })
+    .await;
+    assert_eq!(asked.capabilities, 0x7, "another session");
+    let entry = gateway.published(uid).await.pop().unwrap();
+    assert_ne!(entry.session_id, session);
+    assert!(entry.dirty && entry.started.is_some_and(|started| started.previous_session_id == session));
+    // The clock of these tests stands still: another ask is not due.
+    let full = messages::full_state(uid, sequence + 1, &[]);
+    assert_eq!(agent.exchange(&full).await.flags, 0);
+    assert!(!gateway.published(uid).await.pop().unwrap().dirty);
     gateway.stop().await;
 }

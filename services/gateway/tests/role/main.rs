@@ -6,10 +6,11 @@ mod commands;
 mod duplicates;
 mod epochs;
 mod offers;
+mod polls;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -71,6 +72,9 @@ impl KeyValue for Unkind {
 
 struct Gateway {
     url: String,
+    unsteady: Arc<polls::Unsteady>,
+    /// What control says that the agent is to be offered.
+    wanted: Arc<Mutex<polls::Wanted>>,
     log: Arc<MemoryLog>,
     bus: Arc<MemoryBus>,
     leases: Arc<Unkind>,
@@ -103,12 +107,14 @@ impl Gateway {
             is_down: AtomicBool::new(false),
         });
         let values = Arc::new(MemoryKeyValue::new(None));
-        let ownership = Arc::new(MemoryOwnership::new());
         let time = Arc::new(AtomicU64::new(1_000_000));
+        let unsteady = Arc::new(polls::Unsteady::new(log.clone()));
+        let ownership = unsteady.ownership.clone();
         let engines = Engines {
-            log: log.clone(),
+            log: unsteady.clone(),
             blobs: Arc::new(MemoryBlobs::default()),
             ownership: ownership.clone(),
+            polls: unsteady.clone(),
             bus: bus.clone(),
             leases: leases.clone(),
             values: values.clone(),
@@ -122,13 +128,28 @@ impl Gateway {
         let registry = Registry::new();
         let metrics = Metrics::register(&registry, "here").unwrap();
         let stop = CancellationToken::new();
+        let wanted = Arc::default();
         let (stopped, controls) = (stop.clone(), bus.subscribe(&Subject::Control(cell())).await.unwrap());
         let (contested, contests) = mpsc::unbounded_channel();
         let tasks = vec![
             tokio::spawn(async move { run(settings, engines, metrics, listener, stopped).await.unwrap() }),
-            tokio::spawn(control(controls, contested, stop.clone())),
+            tokio::spawn(control(controls, contested, Arc::clone(&wanted), stop.clone())),
         ];
-        Self { url, log, bus, leases, values, ownership, registry, time, contests, stop, tasks }
+        Self {
+            url,
+            unsteady,
+            wanted,
+            log,
+            bus,
+            leases,
+            values,
+            ownership,
+            registry,
+            time,
+            contests,
+            stop,
+            tasks,
+        }
     }
 
     /// Connects the agent and returns it with its session.
@@ -173,26 +194,15 @@ impl Gateway {
 
     /// Sends an offer as control does, of the assignment `all`.
     async fn offer(&self, session: &Bytes, revision: u64) {
-        let offer = RemoteConfigOffer {
-            intent_revision: revision,
-            files: vec![OfferedFile {
-                name: "collector".to_owned(),
-                content_type: "text/yaml".to_owned(),
-                body_digest: Digest([1; 32]).0.to_vec().into(),
-            }],
-            targets: vec![OfferTarget {
-                instance_uid: Uuid::from_u128(AGENT).as_bytes().to_vec().into(),
-                session_id: session.clone(),
-                config_hash: revision.to_be_bytes().to_vec().into(),
-                slots: vec![SlotValues::default()],
-            }],
-            assignments: vec!["all".to_owned()],
-        };
+        self.deliver(Action::RemoteConfig(offer(session, revision))).await;
+    }
+
+    async fn deliver(&self, action: Action) {
         let delivery = Delivery {
             cell: "here".to_owned(),
             tenant: "default".to_owned(),
             traceparent: String::new(),
-            action: Some(Action::RemoteConfig(offer)),
+            action: Some(action),
         };
         let subject = Subject::Deliveries(cell(), "g1".parse().unwrap());
         self.bus.publish(&subject, delivery.encode_to_vec().into()).await.unwrap();
@@ -239,21 +249,48 @@ impl Contest {
     }
 }
 
-/// Answers every request for a body, and leaves contests to the test.
+/// The offer of the assignment `all` at this revision, which is its hash too.
+fn offer(session: &Bytes, revision: u64) -> RemoteConfigOffer {
+    RemoteConfigOffer {
+        intent_revision: revision,
+        files: vec![OfferedFile {
+            name: "collector".to_owned(),
+            content_type: "text/yaml".to_owned(),
+            body_digest: Digest([1; 32]).0.to_vec().into(),
+        }],
+        targets: vec![OfferTarget {
+            instance_uid: Uuid::from_u128(AGENT).as_bytes().to_vec().into(),
+            session_id: session.clone(),
+            config_hash: revision.to_be_bytes().to_vec().into(),
+            slots: vec![SlotValues::default()],
+        }],
+        assignments: vec!["all".to_owned()],
+    }
+}
+
+/// Answers every request for a body or an offer, and leaves contests to the test.
 async fn control(
     mut requests: Box<dyn muster_ports::bus::Subscription>,
     contests: mpsc::UnboundedSender<Contest>,
+    wanted: Arc<Mutex<polls::Wanted>>,
     stop: CancellationToken,
 ) {
     while let Some(Some(request)) = stop.run_until_cancelled(requests.next()).await {
         let reply = request.reply.unwrap();
-        let question = ControlRequest::decode(request.payload).unwrap().request.unwrap();
-        if let control_request::Request::ResolveContest(question) = question {
-            contests.send(Contest { question, reply }).unwrap();
-            continue;
+        let answer = match ControlRequest::decode(request.payload).unwrap().request.unwrap() {
+            control_request::Request::ResolveContest(question) => {
+                contests.send(Contest { question, reply }).unwrap();
+                continue;
+            }
+            control_request::Request::GetOffer(asked) => wanted.lock().unwrap().answer(&asked),
+            _ => {
+                let kind = Some(segment::Kind::Literal(Bytes::from_static(b"a: 1\n")));
+                Some(control_reply::Reply::Body(CompiledBody { segments: vec![Segment { kind }] }))
+            }
+        };
+        if answer.is_some() {
+            let answer = ControlReply { reply: answer };
+            reply.send(answer.encode_to_vec().into()).await.unwrap();
         }
-        let segments = vec![Segment { kind: Some(segment::Kind::Literal(Bytes::from_static(b"a: 1\n"))) }];
-        let body = ControlReply { reply: Some(control_reply::Reply::Body(CompiledBody { segments })) };
-        reply.send(body.encode_to_vec().into()).await.unwrap();
     }
 }

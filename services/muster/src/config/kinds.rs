@@ -85,6 +85,20 @@ pub(super) fn text() -> Kind<String> {
     Kind::new("a text", parse, String::clone).short("text")
 }
 
+/// The path of a URL, without a query.
+pub(super) fn url_path() -> Kind<String> {
+    let parse = |given: &Given| {
+        let text = given.text().ok_or_else(String::new)?;
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "/-._~".contains(c);
+        match text.starts_with('/') && text.chars().all(is_plain) {
+            true => Ok(text.to_owned()),
+            false => Err(String::new()),
+        }
+    };
+    let what = "a path that begins with `/`, of letters, digits and `/-._~`, such as /v1/opamp";
+    Kind::new(what, parse, String::clone).short("path")
+}
+
 pub(super) fn secret() -> Kind<Secret> {
     let parse = |given: &Given| given.text().map(|text| Secret(text.to_owned())).ok_or_else(String::new);
     Kind { secret: true, ..Kind::new("a text", parse, |_| "[secret]".to_owned()).short("text, never shown") }

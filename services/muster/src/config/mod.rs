@@ -33,7 +33,7 @@ pub use reader::Reserved;
 pub use reference::table as reference_table;
 pub use server::{
     AgentBudget, Algorithm, Batching, Budgets, Caching, Compression, Grpc, Http, LogFormat, LogLevel, Logs,
-    Metrics, Server, Telemetry, TenantBudget, Tls, Traces, WebSocket,
+    Metrics, Polling, Server, Telemetry, TenantBudget, Tls, Traces, WebSocket,
 };
 pub use variables::CLI_VARIABLES;
 

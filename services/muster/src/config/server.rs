@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use muster_domain::budget::Rate;
 
-use super::kinds::{boolean, bytes, choice, duration, endpoint, loopback, one_of, text, whole};
+use super::kinds::{boolean, bytes, choice, duration, endpoint, loopback, one_of, text, url_path, whole};
 use super::reader::{key, nested, optional, section};
 
 section! {
@@ -14,6 +14,8 @@ section! {
     Server {
         /// The OpAMP listener.
         websocket: WebSocket = nested(WebSocket::read);
+        /// Agents that poll over plain HTTP, on the same listener.
+        polling: Polling = nested(Polling::read);
         /// The HTTP API's listener.
         http: Http = nested(Http::read);
         /// The gRPC listener.
@@ -40,11 +42,14 @@ section! {
 section! {
     /// Section `server.websocket`.
     WebSocket {
-        /// Where agents connect, over WebSocket and HTTP, at `/v1/opamp`.
+        /// Where agents connect, over WebSocket and HTTP.
         endpoint: SocketAddr = key(endpoint(), loopback(4320));
+        /// At which path.
+        path: String = key(url_path(), "/v1/opamp".to_owned());
         /// Most connections of agents at a time. Another name: `server.max_connections`.
         max_connections: usize = key(whole(1), 10_000);
-        /// Largest message that an agent may send; 128 MiB at most with `bus.type: nats`.
+        /// Largest message that an agent may send, also over plain HTTP, and once decompressed; 128 MiB at most
+        /// with `bus.type: nats`.
         max_message_size: usize = key(bytes(), 64 << 20);
         /// Most agents on one connection; messages of further ones are refused.
         max_agents_per_connection: usize = key(whole(1), 10_000);
@@ -70,6 +75,18 @@ impl Limits {
     /// The rate of new connections.
     pub fn connection_rate(&self) -> Rate {
         Rate { per_second: self.connections_per_second as u64, burst: self.connections_burst as u64 }
+    }
+}
+
+section! {
+    /// Section `server.polling`.
+    Polling {
+        /// How long after its last request an agent that polls counts as connected: three intervals of 30 s.
+        deadline: Duration = key(duration(), Duration::from_secs(90));
+        /// How long the body of a request may take to arrive.
+        body_timeout: Duration = key(duration(), Duration::from_secs(10));
+        /// Largest answer that an agent is sent; a remote config that would make it larger is not.
+        max_answer_size: usize = key(bytes(), 64 << 20);
     }
 }
 

@@ -3,26 +3,55 @@
 use std::time::Duration;
 
 use muster_fleet::{Fleet, FleetOptions};
-use muster_testkit::eventually;
+use muster_testkit::{Muster, eventually};
 use tokio_util::sync::CancellationToken;
 
 use crate::{SOON, apply, server};
 
-const AGENTS: usize = 200;
-
 #[tokio::test]
 async fn a_fleet_gets_its_config_and_heartbeats_cost_no_publish() {
     let muster = server().await;
+    let fleet = quiet_fleet(&muster, muster.opamp_url(), 200).await;
+    let connected = async || muster.api().metrics().await.unwrap().sum("opamp_server_connected_agents");
+    assert_eq!(connected().await, 200.0);
+    let stats = fleet.stop().await;
+    assert_eq!(stats.errors, 0, "{stats:?}");
+    eventually(SOON, async || {
+        let left = connected().await;
+        if left == 0.0 { Ok(()) } else { Err(format!("{left} are still connected")) }
+    })
+    .await;
+    muster.assert_no_errors();
+}
+
+#[tokio::test]
+async fn so_does_a_fleet_that_polls() {
+    let muster = server().await;
+    let fleet = quiet_fleet(&muster, muster.opamp_http_url(), 50).await;
+    let connected = async || muster.api().metrics().await.unwrap().sum("muster_control_polling_agents");
+    assert_eq!(connected().await, 50.0);
+    let stats = fleet.stop().await;
+    assert_eq!((stats.errors, stats.error_responses), (0, 0), "{stats:?}");
+    eventually(SOON, async || {
+        let left = connected().await;
+        if left == 0.0 { Ok(()) } else { Err(format!("{left} are still connected")) }
+    })
+    .await;
+    muster.assert_no_errors();
+}
+
+/// Starts a fleet, applies a config, and waits until nothing but heartbeats comes, which publish nothing.
+async fn quiet_fleet(muster: &Muster, url: String, agents: usize) -> Fleet {
     let options = FleetOptions {
-        count: AGENTS,
+        count: agents,
         heartbeat: Duration::from_millis(250),
         apply_delay: Duration::ZERO..=Duration::from_millis(50),
-        ..FleetOptions::new(muster.opamp_url())
+        ..FleetOptions::new(url)
     };
     let fleet = Fleet::start(options, CancellationToken::new()).unwrap();
-    fleet.wait(|stats| stats.connected == AGENTS, SOON).await.unwrap();
+    fleet.wait(|stats| stats.connected == agents, SOON).await.unwrap();
     apply(
-        &muster,
+        muster,
         &[
             include_str!("../../../../docs/examples/collector-template.yaml"),
             include_str!("../../../../docs/examples/collector-assignment.yaml"),
@@ -53,13 +82,5 @@ async fn a_fleet_gets_its_config_and_heartbeats_cost_no_publish() {
         if more == 0.0 { Ok(()) } else { Err(format!("{more} entries were published meanwhile")) }
     })
     .await;
-    assert_eq!(quiet("opamp_server_connected_agents").await, AGENTS as f64);
-    let stats = fleet.stop().await;
-    assert_eq!(stats.errors, 0, "{stats:?}");
-    eventually(SOON, async || {
-        let left = quiet("opamp_server_connected_agents").await;
-        if left == 0.0 { Ok(()) } else { Err(format!("{left} are still connected")) }
-    })
-    .await;
-    muster.assert_no_errors();
+    fleet
 }

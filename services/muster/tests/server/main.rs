@@ -3,6 +3,7 @@
 
 mod access;
 mod bad_input;
+mod bad_polls;
 mod commands;
 mod configuration;
 mod demo;
@@ -14,6 +15,7 @@ mod interop;
 mod large;
 mod liveness;
 mod path;
+mod polling;
 mod quirks;
 mod reports;
 mod restart;

@@ -9,4 +9,5 @@ pub mod kv;
 pub mod log;
 pub mod ownership;
 mod poll;
+pub mod polls;
 pub mod store;

@@ -85,6 +85,7 @@ impl Checker {
             Action::RequestComponents(request) => {
                 return format!(": asks {} for components", request.sessions.len());
             }
+            Action::Decided(decided) => return format!(": {} are decided", decided.sessions.len()),
             Action::SendCommands(send) => return format!(": {} commands", send.commands.len()),
         };
         let mut told = format!(": offers of {}", offer.intent_revision);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use muster_domain::agent::{Agent, EndReason, Session};
+use muster_domain::agent::{Agent, EndReason, Session, Transport};
 use muster_domain::ids::{AgentKey, Cell, IntentRevision, Partition, Timestamp};
 use muster_domain::report::ConfigMap;
 
@@ -296,7 +296,7 @@ pub(super) async fn entries_are_quarantined_with_the_commit(store: &dyn Store) {
 }
 
 pub(super) async fn orphans_are_live_sessions_of_dead_gateways(store: &dyn Store) {
-    let members = keys_in(partition(), "default", 6);
+    let members = keys_in(partition(), "default", 7);
     let ended = Session { ended: Some((Timestamp(5), EndReason::GatewayStopped)), ..session(3, 1) };
     let sessions = [
         Some(session(1, 1)),
@@ -305,6 +305,8 @@ pub(super) async fn orphans_are_live_sessions_of_dead_gateways(store: &dyn Store
         None,
         Some(session(4, 3)),
         Some(session(5, 1)),
+        // Nobody's loss ends a session of polls.
+        Some(Session { transport: Transport::Http, ..session(6, 1) }),
     ];
     let agents = members.iter().zip(sessions).map(|(key, session)| Agent { session, ..agent(key) });
     store_all(store, agents).await;
