@@ -7,7 +7,8 @@ use muster_adapters::redis::{RedisOptions, RedisOwnership};
 use muster_adapters_memory::MemoryOwnership;
 use muster_domain::capabilities::AgentCapabilities;
 use muster_domain::ids::{
-    AgentKey, Claim, ConfigHash, Incarnation, InstanceUid, IntentRevision, PollId, SessionId, Timestamp,
+    AgentKey, Claim, CommandId, ConfigHash, Incarnation, InstanceUid, IntentRevision, PollId, SessionId,
+    Timestamp,
 };
 use muster_domain::poll::vectors::NOW;
 use muster_domain::poll::{Begun, Kept, Letter, Mail, Poll, PollEnd, Taken};
@@ -164,6 +165,9 @@ impl Life {
             offer: self.random.random_bool(0.8).then_some(offer),
             full_state: self.random.random_bool(0.3),
             components: self.random.random_bool(0.3),
+            commands: (0..self.random.random_range(0..4_u32))
+                .map(|_| CommandId(Uuid::from_u128(self.random.random_range(0..40))))
+                .collect(),
         };
         let above = Claim(if self.random.random_bool(0.1) { self.now } else { 0 });
         Letter { key: key(1), session: self.some_session(), mail, above }

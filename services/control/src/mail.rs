@@ -5,21 +5,26 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use muster_domain::agent::{Entry, Session, Transport};
+use muster_domain::command::{Action, Command, Status};
 use muster_domain::desired::Desired;
 use muster_domain::ids::{
-    AgentKey, Claim, ConfigHash, GatewayId, InstanceUid, IntentRevision, SessionId, Tenant, Timestamp,
+    AgentKey, Claim, CommandId, ConfigHash, GatewayId, InstanceUid, IntentRevision, SessionId, Tenant,
+    Timestamp,
 };
 use muster_domain::poll::{Letter, Mail};
 use muster_domain::reconcile::{Decision, reconcile_agent};
 use muster_ports::bus::MAX_PAYLOAD;
 use muster_proto::Message;
-use muster_proto::bus::delivery::Action;
-use muster_proto::bus::{Decided, GetOffer, RemoteConfigOffer, SessionRef, WantedOffer};
+use muster_proto::bus::delivery;
+use muster_proto::bus::{
+    Decided, GetCommand, GetOffer, RemoteConfigOffer, SessionRef, WantedCommand, WantedOffer,
+};
 use tracing::{debug, warn};
 
 use crate::Shared;
 use crate::offers::{self, Outgoing};
 use crate::worker::batch::Outclaimed;
+use crate::worker::commands::OutgoingCommand;
 
 /// Most sessions in one delivery.
 const MAX_SESSIONS: usize = 500;
@@ -91,9 +96,28 @@ pub(crate) async fn reclaim(shared: &Shared, outclaimed: &Outclaimed) {
     post(shared, outclaimed.iter().map(letter).collect()).await;
 }
 
-async fn post(shared: &Shared, letters: Vec<Letter>) {
+/// Puts commands that were settled as sent into mailboxes. One that is not there after that is lost.
+pub(crate) async fn command(shared: &Shared, commands: &[OutgoingCommand]) {
+    let letter = |command: &OutgoingCommand| {
+        let mail = match command.action {
+            // Whatever else asks for it asks for the same.
+            Action::ReportFullState => Mail { full_state: true, ..Mail::default() },
+            _ => Mail { commands: vec![command.id], ..Mail::default() },
+        };
+        Letter { key: command.key.clone(), session: command.session, mail, above: Claim::default() }
+    };
+    let posted = post(shared, commands.iter().map(letter).collect()).await;
+    for (at, command) in commands.iter().enumerate() {
+        if posted.as_ref().is_none_or(|posted| posted.get(at) != Some(&true)) {
+            let (tenant, agent_id, id) = (&command.key.tenant, &command.key.uid, &command.id);
+            warn!(event = "command_lost", %tenant, %agent_id, command = %id, action = command.action.name(), "a command does not wait for its agent, whose mailbox is full, gone or away; it is not tried again");
+        }
+    }
+}
+
+async fn post(shared: &Shared, letters: Vec<Letter>) -> Option<Vec<bool>> {
     if letters.is_empty() {
-        return;
+        return Some(Vec::new());
     }
     let count = letters.len();
     let error = match tokio::time::timeout(DEADLINE, shared.engines.polls.post(letters)).await {
@@ -102,7 +126,7 @@ async fn post(shared: &Shared, letters: Vec<Letter>) {
             if over > 0 {
                 debug!(over, "sessions of agents that poll were over before something was put before them");
             }
-            return;
+            return Some(posted);
         }
         Ok(Err(error)) => error.to_string(),
         Err(_) => "no answer in time".to_owned(),
@@ -110,6 +134,7 @@ async fn post(shared: &Shared, letters: Vec<Letter>) {
     if let Some(more) = shared.outages.mail.tell((shared.engines.clock)()) {
         warn!(error, count, more, "mail for agents that poll was not delivered; it is when its retry is due");
     }
+    None
 }
 
 /// Tells gateways that the first reports of these sessions are decided on: requests may wait for that.
@@ -121,7 +146,7 @@ pub(crate) async fn decided(shared: &Shared, begun: Vec<(AgentKey, Route)>) {
     }
     for ((tenant, gateway), sessions) in groups {
         for chunk in sessions.chunks(MAX_SESSIONS) {
-            let action = Action::Decided(Decided { sessions: chunk.to_vec() });
+            let action = delivery::Action::Decided(Decided { sessions: chunk.to_vec() });
             offers::deliver(shared, &tenant, &gateway, String::new(), action).await;
         }
     }
@@ -168,6 +193,30 @@ pub(crate) async fn wanted(
         return nothing;
     }
     Ok(WantedOffer { remote_config: Some(offer) })
+}
+
+/// The command that a letter named, if it is that agent's and was settled as sent.
+///
+/// # Errors
+/// With the reason, if the store cannot be read.
+pub(crate) async fn wanted_command(
+    shared: &Shared,
+    tenant: &Tenant,
+    request: GetCommand,
+) -> Result<WantedCommand, String> {
+    let asked = request.session.ok_or("the request names no session")?;
+    let uid = InstanceUid::try_from(asked.instance_uid.as_ref()).map_err(|error| error.to_string())?;
+    let session = SessionId::try_from(asked.session_id.as_ref()).map_err(|error| error.to_string())?;
+    let id = CommandId::try_from(request.id.as_ref()).map_err(|error| error.to_string())?;
+    let found = shared.engines.commands.commands(tenant, &[id]).await.map_err(|error| error.to_string())?;
+    let found = found
+        .into_iter()
+        .find(|command| command.id == id && command.key.uid == uid && command.state.status == Status::Sent);
+    let command = found.map(|command| {
+        let Command { id, key, action, expires_at, .. } = &command;
+        offers::send_command(key, session, (*id, *expires_at), action)
+    });
+    Ok(WantedCommand { command })
 }
 
 /// The bytes of an id or a hash.

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use muster_domain::command::Action as Ordered;
 use muster_domain::desired::{DesiredConfig, DesiredFile};
-use muster_domain::ids::{AgentKey, Digest, GatewayId, IntentRevision, SessionId, Tenant};
+use muster_domain::ids::{
+    AgentKey, CommandId, Digest, GatewayId, IntentRevision, SessionId, Tenant, Timestamp,
+};
 use muster_domain::report::CustomMessage;
 use muster_ports::bus::{MAX_PAYLOAD, Subject};
 use muster_proto::Message;
@@ -194,10 +196,14 @@ pub(crate) async fn request_components(shared: &Shared, key: &AgentKey, route: &
 
 /// Sends commands that were settled as sent, in order. One that is lost is not sent again.
 pub(crate) async fn send_commands(shared: &Shared, commands: Vec<OutgoingCommand>) {
+    let (polls, commands): (Vec<_>, Vec<_>) = commands.into_iter().partition(|command| command.polls);
+    mail::command(shared, &polls).await;
     let mut groups: BTreeMap<(Tenant, GatewayId), Vec<SendCommand>> = BTreeMap::new();
     for command in commands {
         let group = (command.key.tenant.clone(), command.gateway.clone());
-        groups.entry(group).or_default().push(send_command(command));
+        let send =
+            send_command(&command.key, command.session, (command.id, command.expires_at), &command.action);
+        groups.entry(group).or_default().push(send);
     }
     for ((tenant, gateway), mut commands) in groups {
         while !commands.is_empty() {
@@ -215,23 +221,29 @@ pub(crate) async fn send_commands(shared: &Shared, commands: Vec<OutgoingCommand
     }
 }
 
-fn send_command(command: OutgoingCommand) -> SendCommand {
+/// A command, with its id and its expiry, as gateways are told of it.
+pub(crate) fn send_command(
+    key: &AgentKey,
+    session: SessionId,
+    (id, expires_at): (CommandId, Timestamp),
+    action: &Ordered,
+) -> SendCommand {
     let message = |message: CustomMessage| AgentMessage {
         capability: message.capability,
         r#type: message.kind,
         data: message.data.into(),
         data_left_out: false,
     };
-    let action = match (command.action.as_message(), &command.action) {
+    let action = match (action.as_message(), action) {
         (Some(custom), _) => send_command::Action::Message(message(custom)),
         (None, Ordered::Disconnect) => send_command::Action::Disconnect(DisconnectAgent {}),
         (None, Ordered::ReportFullState) => send_command::Action::ReportFullState(ReportFullState {}),
         (None, _) => send_command::Action::Restart(RestartAgent {}),
     };
     SendCommand {
-        session: Some(session_ref(&command.key, command.session)),
-        id: bytes(command.id.as_bytes()),
-        expires_at_us: command.expires_at.0,
+        session: Some(session_ref(key, session)),
+        id: bytes(id.as_bytes()),
+        expires_at_us: expires_at.0,
         action: Some(action),
     }
 }

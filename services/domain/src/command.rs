@@ -232,7 +232,7 @@ pub enum Refusal {
     NoRestart,
     /// The agent has not this custom capability.
     NoCustomCapability(String),
-    /// The agent polls by plain HTTP.
+    /// The agent polls by plain HTTP: it has no connection to end.
     Polls,
 }
 
@@ -243,7 +243,7 @@ impl fmt::Display for Refusal {
             Self::NoCustomCapability(name) => {
                 write!(f, "the agent does not have the custom capability {name:?}")
             }
-            Self::Polls => f.write_str("the agent polls by plain HTTP, which no command goes by yet"),
+            Self::Polls => f.write_str("the agent polls by plain HTTP: it has no connection to end"),
         }
     }
 }
@@ -260,7 +260,7 @@ pub fn decide<'a>(
     let Some((agent, session)) = agent.and_then(|agent| Some((agent, agent.live_session()?))) else {
         return wait(Waiting::Session);
     };
-    if session.transport == Transport::Http {
+    if session.transport == Transport::Http && *action == Action::Disconnect {
         return Decision::Refuse(Refusal::Polls);
     }
     let state = &agent.state;

@@ -99,7 +99,8 @@ fn a_command_waits_for_the_agent_and_for_what_it_can_do() {
         "an agent that this cell does not know"
     );
     let polling = agent(Transport::Http, RESTART, &[]);
-    assert!(decided(&Action::Restart, &polling).starts_with("refuse: the agent polls"));
+    assert_eq!(decided(&Action::Restart, &polling), "send to gw-1");
+    assert!(decided(&Action::Disconnect, &polling).starts_with("refuse: the agent polls"));
 }
 
 #[test]
@@ -168,7 +169,7 @@ proptest! {
         let (expires_at, now) = (Timestamp(expires_at), Timestamp(now));
         match decide(action, expires_at, Some(&agent), now) {
             Decision::Send(session) => {
-                prop_assert!(now < expires_at && !polls);
+                prop_assert!(now < expires_at && !(polls && *action == Action::Disconnect));
                 prop_assert_eq!(Some(session), agent.live_session());
                 prop_assert!(*action != Action::Restart || capabilities & 0x400 != 0);
                 let needs = action.as_message().map(|message| message.capability);

@@ -10,7 +10,7 @@ pub mod vectors;
 use std::time::Duration;
 
 use crate::capabilities::AgentCapabilities;
-use crate::ids::{AgentKey, Claim, ConfigHash, IntentRevision, PollId, SessionId, Timestamp};
+use crate::ids::{AgentKey, Claim, CommandId, ConfigHash, IntentRevision, PollId, SessionId, Timestamp};
 use crate::sequence::{Known, Numbered, TrackerParts};
 
 pub use tracks::{FORGET, NEAR, TURNS, Tracks};
@@ -101,7 +101,12 @@ pub struct Mail {
     pub full_state: bool,
     /// It is to be asked for the list of its available components.
     pub components: bool,
+    /// Commands, in the order in which they came; no more than [`MAX_COMMANDS`].
+    pub commands: Vec<CommandId>,
 }
+
+/// Most commands that wait for one agent.
+pub const MAX_COMMANDS: usize = 16;
 
 /// Something put before an agent's next request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -284,6 +289,7 @@ impl State {
         });
         open.mail.full_state &= !end.delivered.full_state;
         open.mail.components &= !end.delivered.components;
+        open.mail.commands.retain(|command| !end.delivered.commands.contains(command));
         if end.settled.is_some() {
             (self.settled, self.epoch) = (end.settled, open.epoch);
         }
@@ -294,8 +300,8 @@ impl State {
         true
     }
 
-    /// Puts something before the next request. `false`: the session is over. It is so from now on if its claim
-    /// is below `above`.
+    /// Puts something before the next request. `false`: the session is over, or there is no room for the
+    /// commands. It is over from now on if its claim is below `above`.
     pub fn post(&mut self, session: SessionId, mail: &Mail, above: Claim) -> bool {
         let Some(open) = self.open.as_mut().filter(|_| self.last.0 == session) else { return false };
         if self.last.1 < above {
@@ -311,6 +317,15 @@ impl State {
         }
         open.mail.full_state |= mail.full_state;
         open.mail.components |= mail.components;
+        for command in &mail.commands {
+            if open.mail.commands.contains(command) {
+                continue;
+            }
+            if open.mail.commands.len() >= MAX_COMMANDS {
+                return false;
+            }
+            open.mail.commands.push(*command);
+        }
         true
     }
 

@@ -8,12 +8,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use muster_domain::agent::EndReason;
-use muster_domain::capabilities::AgentCapabilities;
-use muster_domain::ids::{ConfigHash, Digest, InstanceUid, IntentRevision, PollId, SessionId, Timestamp};
+use muster_domain::capabilities::{AgentCapabilities, ServerCapabilities};
+use muster_domain::ids::{
+    CommandId, ConfigHash, Digest, InstanceUid, IntentRevision, PollId, SessionId, Timestamp,
+};
 use muster_domain::poll::{Kept, Mail, Poll, PollEnd, Taken};
 use muster_domain::sequence::{Step, Tracker};
 use muster_proto::Message;
-use muster_proto::opamp::{AgentToServer, CustomCapabilities, ServerToAgent, ServerToAgentFlags};
+use muster_proto::opamp::{
+    AgentToServer, CommandType, CustomCapabilities, CustomMessage, ServerToAgent, ServerToAgentCommand,
+    ServerToAgentFlags,
+};
 
 use crate::connection::{NotNow, Publish};
 use crate::head::{BadMessage, Head};
@@ -65,7 +70,7 @@ pub struct Turn {
 }
 
 /// What an agent is answered. Other than on a WebSocket, it is all in one message.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Said {
     /// The answer.
     pub reply: Reply,
@@ -73,6 +78,37 @@ pub struct Said {
     pub components: bool,
     /// Custom capabilities of the agent that the server takes part in.
     pub custom: Option<Vec<String>>,
+    /// A command.
+    pub order: Option<Order>,
+}
+
+/// A command, as agents are told it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Order {
+    /// The agent restarts.
+    Restart,
+    /// A custom message.
+    Message(CustomMessage),
+}
+
+impl Order {
+    /// How much longer an answer gets by it, at most, in bytes.
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Restart => 8,
+            Self::Message(message) => message.encoded_len() + 8,
+        }
+    }
+}
+
+/// What becomes of the commands that wait, with a request.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Orders {
+    /// Those that need not wait any more: each is sent now or never.
+    pub done: Vec<CommandId>,
+    /// The one that is sent with the answer. A restart is alone in it: an agent ignores what else is there
+    /// (specification, "ServerToAgentCommand Message").
+    pub sent: Option<Order>,
 }
 
 impl Said {
@@ -81,6 +117,18 @@ impl Said {
         let mut message = self.reply.message();
         if message.error_response.is_some() {
             return message;
+        }
+        match &self.order {
+            Some(Order::Restart) => {
+                return ServerToAgent {
+                    instance_uid: message.instance_uid,
+                    capabilities: ServerCapabilities::PRESENT.0,
+                    command: Some(ServerToAgentCommand { r#type: CommandType::Restart.into() }),
+                    ..ServerToAgent::default()
+                };
+            }
+            Some(Order::Message(custom)) => message.custom_message = Some(custom.clone()),
+            None => {}
         }
         if self.components {
             message.flags |= ServerToAgentFlags::ReportAvailableComponents as u64;
@@ -93,7 +141,7 @@ impl Said {
 
 impl From<Reply> for Said {
     fn from(reply: Reply) -> Self {
-        Self { reply, components: false, custom: None }
+        Self { reply, components: false, custom: None, order: None }
     }
 }
 
@@ -172,11 +220,18 @@ impl Turn {
     pub fn longest_answer(&self) -> usize {
         let uid = self.head.uid;
         let reply = Reply::Answer { uid, first: true, full_state: true, new_uid: Some(uid) };
-        Said { reply, components: true, custom: self.custom.clone() }.message().encoded_len()
+        Said { reply, components: true, custom: self.custom.clone(), order: None }.message().encoded_len()
     }
 
-    /// Ends with what became of the publish, `Ok` where nothing was to be published, and of an offer.
-    pub fn end(self, result: Result<(), NotNow>, offer: OfferEnd, now: Timestamp) -> (PollEnd, Said) {
+    /// Ends with what became of the publish, `Ok` where nothing was to be published, of an offer, and of
+    /// commands; the latter two are sent only where the publish is `Ok`.
+    pub fn end(
+        self,
+        result: Result<(), NotNow>,
+        offer: OfferEnd,
+        orders: Orders,
+        now: Timestamp,
+    ) -> (PollEnd, Said) {
         let Self { poll, uid: claimed, taken, head, mut tracker, step, custom } = self;
         let uid = head.uid;
         let new_uid = (claimed != uid).then_some(claimed);
@@ -189,6 +244,8 @@ impl Turn {
                 Some((hash, revision))
             }
         };
+        let Orders { done, sent: order } = orders;
+        let has_room = order != Some(Order::Restart);
         let mut settled = None;
         let mut asks = false;
         let reply = match result {
@@ -208,7 +265,7 @@ impl Turn {
                 kept.issued |= new_uid.is_some();
                 // Not with a new uid: some clients would repeat their request for one in the full state.
                 let is_due = taken.mail.full_state || tracker.ask_due().is_some_and(|due| due <= now);
-                asks = new_uid.is_none() && is_due;
+                asks = new_uid.is_none() && is_due && has_room;
                 if asks {
                     tracker.asked(now);
                 }
@@ -222,17 +279,17 @@ impl Turn {
             }
         };
         let answered = matches!(reply, Reply::Answer { .. });
-        let components = answered && taken.mail.components;
+        let components = answered && has_room && taken.mail.components;
         let end = PollEnd {
             session: taken.session,
             poll,
             kept: Kept { tracker: tracker.parts(), ask_due: tracker.ask_due(), ..kept },
             settled,
-            delivered: Mail { offer: done_with, full_state: asks, components },
+            delivered: Mail { offer: done_with, full_state: asks, components, commands: done },
             over: answered && head.is_disconnect(),
             now,
         };
-        (end, Said { reply, components, custom })
+        (end, Said { reply, components, custom, order })
     }
 }
 

@@ -84,7 +84,8 @@ impl Server {
                 result = Err(NotNow { reason: "the log is away".to_owned(), retry_after });
             }
         }
-        let (end, said) = turn.end(result, OfferEnd::Waits, Timestamp(NOW + seconds * 1_000_000));
+        let (end, said) =
+            turn.end(result, OfferEnd::Waits, Orders::default(), Timestamp(NOW + seconds * 1_000_000));
         assert!(self.state.as_mut().unwrap().end(&end));
         words += &match said.reply {
             Reply::Answer { first, full_state, .. } => {
@@ -186,12 +187,13 @@ fn mail_is_taken_out_when_it_is_done_with() {
     let offer = Some((hash.clone(), IntentRevision(4)));
     server.state.as_mut().unwrap().post(
         session,
-        &Mail { offer: offer.clone(), full_state: true, components: true },
+        &Mail { offer: offer.clone(), full_state: true, components: true, commands: Vec::new() },
         Claim::default(),
     );
     let (turn, publish) = server.begin(&beat(1), 1).unwrap();
     assert_eq!((turn.mail().offer.clone(), publish), (offer.clone(), None));
-    let (end, said) = turn.end(Ok(()), OfferEnd::Sent(hash.clone(), IntentRevision(4)), Timestamp(NOW));
+    let (end, said) =
+        turn.end(Ok(()), OfferEnd::Sent(hash.clone(), IntentRevision(4)), Orders::default(), Timestamp(NOW));
     let asked =
         ServerToAgentFlags::ReportFullState as u64 | ServerToAgentFlags::ReportAvailableComponents as u64;
     assert_eq!(said.message().flags, asked);
@@ -216,7 +218,7 @@ fn an_agent_that_asks_for_a_uid_is_told_once_and_then_uses_it() {
     let mut server = Server { uid: Some(new), ..Server::default() };
     let (turn, publish) = server.begin(&full(0), 0).unwrap();
     assert_eq!(publish.unwrap().uid, new);
-    let (end, said) = turn.end(Ok(()), OfferEnd::Waits, Timestamp(NOW));
+    let (end, said) = turn.end(Ok(()), OfferEnd::Waits, Orders::default(), Timestamp(NOW));
     let old = InstanceUid(Uuid::from_bytes([7; 16]));
     let expected = Reply::Answer { uid: old, first: true, full_state: false, new_uid: Some(new) };
     assert_eq!((said.reply, end.kept.issued), (expected, true));
@@ -282,8 +284,8 @@ fn custom_capabilities_are_answered_in_the_same_message() {
     let mut server = Server::default();
     let (turn, _) = server.begin(&named, 0).unwrap();
     let not_now = NotNow { reason: "the log is away".to_owned(), retry_after: Duration::from_secs(30) };
-    let (_, said) = turn.clone().end(Err(not_now), OfferEnd::Waits, Timestamp(NOW));
+    let (_, said) = turn.clone().end(Err(not_now), OfferEnd::Waits, Orders::default(), Timestamp(NOW));
     assert_eq!(said.message().custom_capabilities, None, "an error stands alone");
-    let (_, said) = turn.end(Ok(()), OfferEnd::Waits, Timestamp(NOW));
+    let (_, said) = turn.end(Ok(()), OfferEnd::Waits, Orders::default(), Timestamp(NOW));
     assert_eq!(said.message().custom_capabilities, named.custom_capabilities);
 }

@@ -6,15 +6,17 @@
 //! `known`, what was settled when it began; `life`, the newest epoch of the log that a request was taken in;
 //! `flight`, `flight_at` and `flight_for`, the request in flight; what the last request left in `last`,
 //! `digest`, `dirty`, `due`, `caps`, `announced`, `introduced`, `asks`, `sent` and `issued`; mail in `offer`,
-//! `offer_rev`, `full` and `parts`. Of the agent: `here`, `other`, `newer`, `turns` and `run`, its tracks.
+//! `offer_rev`, `full`, `parts` and `commands` (ids, each with a space after it). Of the agent: `here`, `other`, `newer`, `turns` and `run`, its tracks.
 
 use std::fmt::Display;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use muster_domain::capabilities::AgentCapabilities;
-use muster_domain::ids::{AgentKey, Claim, ConfigHash, IntentRevision, SessionId, Timestamp};
-use muster_domain::poll::{Begun, FORGET, Kept, Letter, Mail, NEAR, Poll, PollEnd, Silence, TURNS, Taken};
+use muster_domain::ids::{AgentKey, Claim, CommandId, ConfigHash, IntentRevision, SessionId, Timestamp};
+use muster_domain::poll::{
+    Begun, FORGET, Kept, Letter, MAX_COMMANDS, Mail, NEAR, Poll, PollEnd, Silence, TURNS, Taken,
+};
 use muster_domain::sequence::{Known, TrackerParts};
 use muster_ports::EngineError;
 use muster_ports::polls::{PollOutcome, Polls};
@@ -33,7 +35,7 @@ local epoch = ARGV[12]
 local number, digest, described, plain, caps = ARGV[6], ARGV[7], ARGV[8] == '1', ARGV[9] == '1', ARGV[10]
 local names = {'session', 'claim', 'gateway', 'incarnation', 'settled', 'seen', 'poll', 'previous', 'known',
   'flight', 'flight_at', 'flight_for', 'last', 'digest', 'dirty', 'due', 'caps', 'announced', 'introduced', 'asks',
-  'sent', 'issued', 'offer', 'offer_rev', 'full', 'parts', 'here', 'other', 'newer', 'turns', 'run', 'epoch', 'life'}
+  'sent', 'issued', 'offer', 'offer_rev', 'full', 'parts', 'commands', 'here', 'other', 'newer', 'turns', 'run', 'epoch', 'life'}
 local at = {}
 for index, value in ipairs(redis.call('HMGET', key, unpack(names))) do at[names[index]] = value or '' end
 local is_known = at.session ~= ''
@@ -67,7 +69,8 @@ local function take()
   put('flight_at', now)
   put('flight_for', ARGV[11])
   return answer({'taken', at.session, at.claim, at.previous, at.known, at.last, at.digest, at.dirty, at.due,
-    at.caps, at.announced, at.introduced, at.asks, at.sent, at.issued, at.offer, at.offer_rev, at.full, at.parts})
+    at.caps, at.announced, at.introduced, at.asks, at.sent, at.issued, at.offer, at.offer_rev, at.full, at.parts,
+    at.commands})
 end
 put('seen', (not is_known or above(now, at.seen)) and now or at.seen)
 
@@ -126,7 +129,7 @@ if is_open and not restarted then
   local follows = number == '' or (last ~= '' and last ~= number and successor(last) == number)
   local asks = at.due ~= '' and not above(at.due, now)
   if plain and at.announced == '1' and unchanged and follows and not asks and at.offer == ''
-    and at.full == '' and at.parts == '' then
+    and at.full == '' and at.parts == '' and at.commands == '' then
     if number ~= '' then
       put('last', number)
       put('digest', digest)
@@ -148,7 +151,7 @@ put('claim', is_known and not above(now, at.claim) and successor(at.claim) or no
 put('session', session)
 put('poll', session)
 for _, name in ipairs({'last', 'digest', 'dirty', 'due', 'caps', 'announced', 'introduced', 'asks', 'sent',
-  'issued', 'offer', 'offer_rev', 'full', 'parts'}) do put(name, '') end
+  'issued', 'offer', 'offer_rev', 'full', 'parts', 'commands'}) do put(name, '') end
 if at.gateway ~= '' then redis.call('HDEL', key, 'gateway', 'incarnation') end
 return take()
 ";
@@ -156,14 +159,15 @@ return take()
 /// Whether the session in the first argument is one of polls that speaks for the agent.
 const OPEN: &str = r"
 local key, session = KEYS[1], ARGV[1]
-local last, poll, gateway, seen, flight, sent, offer, offer_rev, life, claim = unpack(redis.call('HMGET', key,
-  'session', 'poll', 'gateway', 'seen', 'flight', 'sent', 'offer', 'offer_rev', 'life', 'claim'))
+local last, poll, gateway, seen, flight, sent, offer, offer_rev, life, claim, commands = unpack(redis.call('HMGET',
+  key, 'session', 'poll', 'gateway', 'seen', 'flight', 'sent', 'offer', 'offer_rev', 'life', 'claim', 'commands'))
+commands = commands or ''
 local is_open = last == session and poll == session and not gateway
 ";
 
 /// Arguments: session, request, now, expiry, whether the session is over, settled number or nothing, last,
 /// digest, dirty, due, caps, announced, introduced, asks, revision sent, whether the uid was issued, delivered hash,
-/// its revision, whether full state was asked, whether components were.
+/// its revision, whether full state was asked, whether components were, commands that are done with.
 const END: &str = r"
 if not is_open or flight ~= ARGV[2] then return {'other'} end
 if not seen or not is_number(seen) then return {'corrupt', 'seen'} end
@@ -178,13 +182,20 @@ if ARGV[17] ~= '' and offer == ARGV[17] and not above(offer_rev, ARGV[18]) then
 end
 if ARGV[19] == '1' then redis.call('HSET', key, 'full', '') end
 if ARGV[20] == '1' then redis.call('HSET', key, 'parts', '') end
+if ARGV[21] ~= '' and commands ~= '' then
+  local left = ''
+  for command in commands:gmatch('%S+') do
+    if not ARGV[21]:find(command, 1, true) then left = left .. command .. ' ' end
+  end
+  redis.call('HSET', key, 'commands', left)
+end
 if ARGV[5] == '1' then redis.call('HSET', key, 'poll', '') end
 redis.call('PEXPIRE', key, ARGV[4])
 return {'holder'}
 ";
 
 /// Arguments: session, expiry, hash or nothing, revision, whether full state is to be asked for, whether
-/// components are, a claim that is stored.
+/// components are, a claim that is stored, commands.
 const POST: &str = r"
 if not is_open then return {'other'} end
 if not claim or not is_number(claim) then return {'corrupt', 'claim'} end
@@ -199,8 +210,17 @@ if ARGV[3] ~= '' and not is_older then
 end
 if ARGV[5] == '1' then redis.call('HSET', key, 'full', '1') end
 if ARGV[6] == '1' then redis.call('HSET', key, 'parts', '1') end
+local is_full = false
+for command in ARGV[8]:gmatch('%S+') do
+  if not is_full and not commands:find(command, 1, true) then
+    local _, count = commands:gsub(' ', ' ')
+    is_full = count >= MAX_COMMANDS
+    if not is_full then commands = commands .. command .. ' ' end
+  end
+end
+redis.call('HSET', key, 'commands', commands)
 redis.call('PEXPIRE', key, ARGV[2])
-return {'holder'}
+return {is_full and 'other' or 'holder'}
 ";
 
 /// Arguments: session, time.
@@ -230,6 +250,10 @@ fn text(value: Option<impl Display>) -> String {
     value.map(|value| value.to_string()).unwrap_or_default()
 }
 
+fn listed(commands: &[CommandId]) -> String {
+    commands.iter().map(|command| format!("{command} ")).collect()
+}
+
 fn flag(set: bool) -> &'static str {
     if set { "1" } else { "" }
 }
@@ -247,10 +271,11 @@ impl PollScripts {
     /// Hashes expire so long after they were written.
     pub(super) fn new(ttl: Duration) -> Self {
         let constants = format!("local NEAR, TURNS, FORGET = {NEAR}, {TURNS}, {FORGET}\n");
+        let most = format!("local MAX_COMMANDS = {MAX_COMMANDS}\n");
         Self {
             begin: Loaded::new([NUMBERS, &constants, BEGIN].concat()),
             end: Loaded::new([NUMBERS, OPEN, END].concat()),
-            post: Loaded::new([NUMBERS, OPEN, POST].concat()),
+            post: Loaded::new([NUMBERS, &most, OPEN, POST].concat()),
             expire: Loaded::new([NUMBERS, OPEN, EXPIRE].concat()),
             ttl: expiry(ttl),
         }
@@ -304,6 +329,7 @@ impl PollScripts {
             &text(offer.map(|(_, revision)| revision.0)),
             flag(end.delivered.full_state),
             flag(end.delivered.components),
+            &listed(&end.delivered.commands),
         ];
         self.end.run(key, &arguments)
     }
@@ -318,6 +344,7 @@ impl PollScripts {
             flag(letter.mail.full_state),
             flag(letter.mail.components),
             &letter.above.0.to_string(),
+            &listed(&letter.mail.commands),
         ];
         self.post.run(&letter.key, &arguments)
     }
@@ -374,12 +401,15 @@ fn taken(row: &Row<'_>) -> Result<Taken, EngineError> {
         Some(hash) => Some((hash, IntentRevision(row.number(16, "offer_rev")?))),
         None => None,
     };
+    let commands = row.text(19).unwrap_or_default().split_whitespace();
+    let commands: Result<_, _> =
+        commands.map(|command| command.parse().map_err(|_| row.unexpected())).collect();
     Ok(Taken {
         session: row.field(1, "session")?,
         claim: Claim(row.number(2, "claim")?),
         previous: row.maybe(3, "previous")?,
         kept,
-        mail: Mail { offer, full_state: row.flag(17), components: row.flag(18) },
+        mail: Mail { offer, full_state: row.flag(17), components: row.flag(18), commands: commands? },
     })
 }
 

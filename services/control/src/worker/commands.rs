@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use muster_domain::agent::Transport;
 use muster_domain::command::{Action, Command, CommandState, Decision, Status, decide};
 use muster_domain::ids::{AgentKey, CommandId, GatewayId, SessionId, Tenant, Timestamp};
 use muster_ports::store::{Commit, CommitError, QueuedCommand, SettledCommand};
@@ -24,8 +25,10 @@ pub(crate) struct OutgoingCommand {
     pub(crate) key: AgentKey,
     /// Its session.
     pub(crate) session: SessionId,
-    /// The gateway that holds the session.
+    /// The gateway that holds the session, or on which one of polls began.
     pub(crate) gateway: GatewayId,
+    /// Whether the agent polls.
+    pub(crate) polls: bool,
     /// The command's id.
     pub(crate) id: CommandId,
     /// From when on it is not written.
@@ -153,6 +156,7 @@ impl Worker<'_> {
                             key: command.key.clone(),
                             session: session.id,
                             gateway: session.gateway.clone(),
+                            polls: session.transport == Transport::Http,
                             id: command.id,
                             expires_at: command.expires_at,
                             action: command.action.clone(),

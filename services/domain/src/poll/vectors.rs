@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{Begun, Kept, Mail, Poll, PollEnd, Silence, Taken};
 use crate::capabilities::AgentCapabilities;
-use crate::ids::{Claim, ConfigHash, IntentRevision, PollId, SessionId, Timestamp};
+use crate::ids::{Claim, CommandId, ConfigHash, IntentRevision, PollId, SessionId, Timestamp};
 use crate::sequence::{Known, Numbered, Tracker};
 
 /// A time in this century, so that numbers have their real size.
@@ -47,6 +47,8 @@ pub enum Step {
     AskFullState,
     /// It is to be asked for its components.
     AskComponents,
+    /// A command.
+    Command(u8),
     /// A claim of this moment is stored, whoever made it.
     Outclaimed {
         /// When.
@@ -309,6 +311,44 @@ pub const VECTORS: &[Vector] = &[
         (end(21), "ended"),
         (report(22, 52, 0), "repeat"),
     ]),
+    ("commands wait in order, each once, and not for another session", &[
+        (full(0, 1, 0), "taken, new, knows nothing"),
+        (end(0), "ended"),
+        (Step::Command(2), "there"),
+        (Step::Command(1), "there"),
+        (Step::Command(2), "there"),
+        (beat(1, 2), "taken at 1, command 2, command 1"),
+        (Step::Command(3), "there"),
+        (end(1), "ended"),
+        (beat(2, 3), "taken at 2, command 3"),
+        (Step::Fail { at: 2 }, "ended"),
+        (beat(3, 4), "taken at 3, dirty, asks"),
+        (end(3), "ended"),
+        (Step::Command(4), "there"),
+        (full(4, 1, 1), "taken, new, knows 2"),
+    ]),
+    ("only so many commands wait", &[
+        (full(0, 1, 0), "taken, new, knows nothing"),
+        (end(0), "ended"),
+        (Step::Command(1), "there"),
+        (Step::Command(2), "there"),
+        (Step::Command(3), "there"),
+        (Step::Command(4), "there"),
+        (Step::Command(5), "there"),
+        (Step::Command(6), "there"),
+        (Step::Command(7), "there"),
+        (Step::Command(8), "there"),
+        (Step::Command(9), "there"),
+        (Step::Command(10), "there"),
+        (Step::Command(11), "there"),
+        (Step::Command(12), "there"),
+        (Step::Command(13), "there"),
+        (Step::Command(14), "there"),
+        (Step::Command(15), "there"),
+        (Step::Command(16), "there"),
+        (Step::Command(17), "over"),
+        (Step::Command(16), "there"),
+    ]),
     ("a session with a claim that is too low is over", &[
         (full(0, 1, 0), "taken, new, knows nothing"),
         (end(0), "ended"),
@@ -379,6 +419,10 @@ impl Player {
             }
             Step::AskFullState => post(Mail { full_state: true, ..Mail::default() }, 0),
             Step::AskComponents => post(Mail { components: true, ..Mail::default() }, 0),
+            Step::Command(number) => {
+                let commands = vec![CommandId(Uuid::from_u128(number.into()))];
+                post(Mail { commands, ..Mail::default() }, 0)
+            }
             Step::Outclaimed { at: seconds } => post(Mail::default(), at(seconds).0),
             Step::NewEpoch => {
                 self.epoch += 1;
@@ -452,6 +496,9 @@ impl Player {
         }
         if taken.mail.components {
             words += ", wants components";
+        }
+        for command in &taken.mail.commands {
+            words += &format!(", command {}", command.0.as_u128());
         }
         self.taken = Some((poll.clone(), (**taken).clone()));
         words

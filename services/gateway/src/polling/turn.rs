@@ -10,18 +10,20 @@ use muster_domain::ids::{AgentKey, ConfigHash, InstanceUid, IntentRevision, Part
 use muster_domain::poll::{Begun, PollEnd, Taken};
 use muster_opamp::connection::NotNow;
 use muster_opamp::head::Head;
-use muster_opamp::poll::{self, OfferEnd, Said, Turn};
+use muster_opamp::poll::{self, OfferEnd, Order, Orders, Said, Turn};
 use muster_opamp::reply::Reply;
 use muster_ports::polls::PollOutcome;
+use muster_proto::bus::send_command::Action;
+use muster_proto::opamp::CustomMessage;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, error, info, warn};
 
 use crate::connection::DEFAULT_TENANT;
-use crate::mailbox::Offer;
+use crate::mailbox::{Command, Offer};
 use crate::polling::answer::{self, Answer};
 use crate::polling::mail;
 use crate::upstream::ClaimError;
-use crate::{Shared, payload, upstream};
+use crate::{Shared, commands, payload, upstream};
 
 /// How long ownership may take to hear of a request's end.
 const END: Duration = Duration::from_secs(2);
@@ -39,6 +41,14 @@ struct Request<'a> {
     peer: SocketAddr,
     head: Head,
     message: Bytes,
+}
+
+/// What becomes of the commands in a mailbox.
+#[derive(Default)]
+struct Ordered {
+    orders: Orders,
+    /// Each with what becomes of it, as metrics name it.
+    told: Vec<(Command, &'static str)>,
 }
 
 /// Takes a request.
@@ -207,8 +217,13 @@ impl Request<'_> {
         };
         let mut result = if stored.is_ok() { "answered" } else { "unavailable" };
         let (mut offer, mut what) = (None, OfferEnd::Waits);
+        let mut ordered = Ordered::default();
+        let deadline = Instant::now() + CONTROL_WAIT;
         if stored.is_ok() && !head.is_disconnect() {
-            let deadline = Instant::now() + CONTROL_WAIT;
+            ordered = self.commands(&turn, deadline).await;
+        }
+        // An offer waits while a command is sent.
+        if stored.is_ok() && !head.is_disconnect() && ordered.orders.sent.is_none() {
             if let Some(waiting) = &waiting {
                 offer = waiting.offer(deadline).await;
             }
@@ -231,8 +246,19 @@ impl Request<'_> {
                 offer = None;
             }
         }
-        let (end, said) = turn.end(stored, what, (shared.engines.clock)());
+        let (end, said) = turn.end(stored, what, ordered.orders, (shared.engines.clock)());
         let is_ended = self.end(end).await;
+        // A command is sent once or never: what is not known to be out of the mailbox is sent later.
+        for (command, result) in ordered.told {
+            commands::tell(
+                shared,
+                &key.tenant,
+                key.uid,
+                &command,
+                if is_ended { result } else { "session_gone" },
+            );
+        }
+        let said = if is_ended { said } else { Said { order: None, ..said } };
         // Only the current session of an agent is sent offers.
         if let Some(gone) = offer.take_if(|_| !is_ended) {
             debug!(tenant = %key.tenant, agent_id = %key.uid, config_hash = %gone.hash, "an offer is not sent: the session may be over");
@@ -249,6 +275,54 @@ impl Request<'_> {
             }
             said => Answer::message(&said, offer.as_ref().map(|offer| &offer.remote_config), result),
         }
+    }
+
+    /// What to do about the commands in the mailbox: the first that can be sent is, alone.
+    async fn commands(&self, turn: &Turn, deadline: Instant) -> Ordered {
+        let Self { shared, key, .. } = self;
+        let mut ordered = Ordered::default();
+        for id in &turn.mail().commands {
+            let command = match mail::command(shared, key, turn.session(), *id, deadline).await {
+                Ok(Some(command)) => command,
+                Ok(None) => {
+                    ordered.orders.done.push(*id);
+                    continue;
+                }
+                Err(error) => {
+                    if let Some(more) = shared.outages.mail.tell((shared.engines.clock)()) {
+                        warn!(tenant = %key.tenant, agent_id = %key.uid, command = %id, error, more, "a command that waits for an agent could not be fetched; its next request tries again");
+                    }
+                    break;
+                }
+            };
+            ordered.orders.done.push(*id);
+            let order = match &command.action {
+                Action::Restart(_) => Some(Order::Restart),
+                Action::Message(message) => Some(Order::Message(CustomMessage {
+                    capability: message.capability.clone(),
+                    r#type: message.r#type.clone(),
+                    data: message.data.to_vec(),
+                })),
+                // Asking for full state needs no command, and there is no connection to end.
+                Action::ReportFullState(_) | Action::Disconnect(_) => None,
+            };
+            let size = turn.longest_answer() + order.as_ref().map_or(0, Order::size);
+            let result = if command.expires_at <= (shared.engines.clock)() {
+                "expired"
+            } else if order.is_none() {
+                "unknown"
+            } else if size > shared.settings.max_answer_size {
+                "too_large"
+            } else {
+                "sent"
+            };
+            ordered.told.push((command, result));
+            if result == "sent" {
+                ordered.orders.sent = order;
+                break;
+            }
+        }
+        ordered
     }
 
     /// What to do about the offer in the mailbox: send it, be done with it, or leave it there.

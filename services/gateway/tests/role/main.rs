@@ -283,6 +283,7 @@ async fn control(
                 continue;
             }
             control_request::Request::GetOffer(asked) => wanted.lock().unwrap().answer(&asked),
+            control_request::Request::GetCommand(asked) => Some(polls::command(&asked)),
             _ => {
                 let kind = Some(segment::Kind::Literal(Bytes::from_static(b"a: 1\n")));
                 Some(control_reply::Reply::Body(CompiledBody { segments: vec![Segment { kind }] }))

@@ -7,15 +7,19 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use muster_adapters_memory::{MemoryLog, MemoryOwnership};
 use muster_domain::ids::{
-    AgentKey, Claim, ConfigHash, InstanceUid, IntentRevision, MessageId, Partition, SessionId, Timestamp,
+    AgentKey, Claim, CommandId, ConfigHash, InstanceUid, IntentRevision, MessageId, Partition, SessionId,
+    Timestamp,
 };
 use muster_domain::poll::{Letter, Mail, Poll, PollEnd, Silence};
 use muster_ports::EngineError;
 use muster_ports::log::{Log, LogReader, Position, PublishError};
 use muster_ports::polls::{PollOutcome, Polls};
 use muster_proto::bus::delivery::Action;
-use muster_proto::bus::{Decided, GetOffer, SessionRef, WantedOffer, control_reply};
-use muster_proto::opamp::ServerToAgent;
+use muster_proto::bus::{
+    AgentMessage, Decided, GetCommand, GetOffer, RestartAgent, SendCommand, SessionRef, WantedCommand,
+    WantedOffer, control_reply, send_command,
+};
+use muster_proto::opamp::{CommandType, ServerToAgent, ServerToAgentCommand};
 use muster_testkit::messages::{first_report, full_state, health, heartbeat};
 use muster_testkit::{Answer, Poller, eventually};
 use uuid::Uuid;
@@ -127,6 +131,27 @@ impl Wanted {
         };
         Some(control_reply::Reply::Offer(WantedOffer { remote_config }))
     }
+}
+
+/// The command with this number, of which 1 and 3 are restarts, the third one's time is over, and 4 is
+/// none.
+pub(crate) fn command(asked: &GetCommand) -> control_reply::Reply {
+    let number = Uuid::from_slice(&asked.id).unwrap().as_u128();
+    let action = match number {
+        1 | 3 => send_command::Action::Restart(RestartAgent {}),
+        _ => send_command::Action::Message(AgentMessage {
+            capability: "com.example".to_owned(),
+            r#type: number.to_string(),
+            ..AgentMessage::default()
+        }),
+    };
+    let command = SendCommand {
+        session: asked.session.clone(),
+        id: asked.id.clone(),
+        expires_at_us: if number == 3 { 1 } else { u64::MAX },
+        action: Some(action),
+    };
+    control_reply::Reply::Command(WantedCommand { command: (number != 4).then_some(command) })
 }
 
 const UID: Uuid = Uuid::from_u128(AGENT);
@@ -272,6 +297,38 @@ async fn what_waits_is_fetched_from_control_and_sent_once() {
     .await;
     gateway.post(&session, 8).await;
     assert_eq!(agent.offer().await, 8);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn commands_are_sent_once_each_and_a_restart_alone() {
+    let gateway = Gateway::start().await;
+    let poller = poller(&gateway);
+    poller.exchange(&first_report(UID, &[])).await;
+    let mut agent = Quiet { gateway: &gateway, poller, sequence: 0 };
+    let session = gateway.session().await;
+    let commands = [4, 3, 1, 2].map(|number| CommandId(Uuid::from_u128(number))).to_vec();
+    let letter = Letter {
+        key: AgentKey { tenant: "default".parse().unwrap(), uid: InstanceUid(UID) },
+        session: session.as_ref().try_into().unwrap(),
+        mail: Mail { full_state: true, commands, ..Mail::default() },
+        above: Claim::default(),
+    };
+    assert_eq!(gateway.unsteady.ownership.post(vec![letter]).await.unwrap(), [true]);
+    let mut said = Vec::new();
+    // Control may be slower than a request waits for it: then the next one asks again.
+    while said.len() < 2 {
+        let answer = agent.poll().await;
+        if answer.command.is_some() || answer.custom_message.is_some() {
+            said.push(answer);
+        }
+    }
+    let restart = ServerToAgentCommand { r#type: CommandType::Restart.into() };
+    assert_eq!(said[0], ServerToAgent { capabilities: 0x7, command: Some(restart), ..plain() });
+    assert_eq!(said[1].custom_message.as_ref().unwrap().r#type, "2");
+    agent.poller.exchange(&full_state(UID, agent.sequence + 1, &[])).await;
+    agent.sequence += 1;
+    agent.nothing().await;
     gateway.stop().await;
 }
 

@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use muster_proto::opamp::{AgentToServer, CommandType, CustomCapabilities, CustomMessage, ServerToAgent};
 use muster_testkit::messages::{CAPABILITIES, first_report, heartbeat, new_uid};
-use muster_testkit::{Muster, RawAgent, eventually, go_or_skip};
+use muster_testkit::{Muster, Poller, RawAgent, eventually, go_or_skip};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
@@ -69,6 +69,47 @@ async fn a_restart_reaches_the_agent_alone_in_its_message() {
     let shown = muster.cli(&["agents", "commands", &uid.to_string()]).await.expect_success();
     assert!(shown.contains(&id) && shown.contains("sent"), "{shown}");
     assert_eq!(agent.next_within(QUIET).await, None, "it is sent once");
+    muster.assert_no_errors();
+}
+
+#[tokio::test]
+async fn an_agent_that_polls_gets_commands_with_its_next_requests() {
+    let muster = server().await;
+    let (uid, agent) = (new_uid(), Poller::new(muster.opamp_http_url()));
+    let report = AgentToServer {
+        capabilities: CAPABILITIES | RESTART,
+        custom_capabilities: Some(CustomCapabilities { capabilities: vec![PAUSE.to_owned()] }),
+        ..first_report(uid, &[])
+    };
+    let first = agent.exchange(&report).await;
+    assert_eq!(first.custom_capabilities.unwrap().capabilities, [PAUSE]);
+    agent_has(&muster, uid, "/connected", true).await;
+    let pause = give(&muster, uid, json!({"action": "pause"})).await;
+    let restart = give(&muster, uid, json!({"action": "restart"})).await;
+    let disconnect = give(&muster, uid, json!({"action": "disconnect"})).await;
+    for id in [&pause, &restart] {
+        has(&muster, id, "sent").await;
+    }
+    let refused = has(&muster, &disconnect, "refused").await;
+    assert_eq!(refused["reason"], "the agent polls by plain HTTP: it has no connection to end");
+    let mut sequence = 0;
+    let mut next = async || {
+        loop {
+            sequence += 1;
+            let message = AgentToServer { capabilities: CAPABILITIES | RESTART, ..heartbeat(uid, sequence) };
+            let answer = agent.exchange(&message).await;
+            if answer.command.is_some() || answer.custom_message.is_some() {
+                return answer;
+            }
+        }
+    };
+    let message = next().await.custom_message.unwrap();
+    assert_eq!((message.capability.as_str(), message.r#type.as_str()), (PAUSE, "pause"));
+    let command = next().await.command.unwrap();
+    assert_eq!(command.r#type(), CommandType::Restart);
+    let nothing = ServerToAgent { instance_uid: uid.as_bytes().to_vec(), ..ServerToAgent::default() };
+    let message = AgentToServer { capabilities: CAPABILITIES | RESTART, ..heartbeat(uid, sequence + 1) };
+    assert_eq!(agent.exchange(&message).await, nothing, "each is sent once");
     muster.assert_no_errors();
 }
 
