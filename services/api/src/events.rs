@@ -38,7 +38,7 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Publishers whose numbers are remembered.
 const MAX_PUBLISHERS: usize = 1000;
 /// Kinds of events.
-const KINDS: [&str; 10] = [
+const KINDS: [&str; 11] = [
     "connected",
     "disconnected",
     "unreachable",
@@ -46,6 +46,7 @@ const KINDS: [&str; 10] = [
     "health",
     "config_applied",
     "config_failed",
+    "config_not_sent",
     "drifted",
     "drift_ended",
     "custom_message",
@@ -61,7 +62,7 @@ pub(crate) struct Stopping(pub(crate) CancellationToken);
 pub(crate) struct EventsQuery {
     /// Kinds of events, with commas between; all by default: `connected`, `disconnected`,
     /// `unreachable`, `reachable`, `health`,
-    /// `config_applied`, `config_failed`, `drifted`, `drift_ended`, `custom_message`.
+    /// `config_applied`, `config_failed`, `config_not_sent`, `drifted`, `drift_ended`, `custom_message`.
     kinds: Option<String>,
     /// Only events of the agent with this instance_uid.
     agent: Option<String>,
@@ -210,6 +211,10 @@ fn view(event: AgentEvent) -> Option<(&'static str, Vec<u8>, Value)> {
         Told::ConfigFailed(failed) => (
             "config_failed",
             json!({"config_hash": hex(&failed.config_hash), "error_message": failed.error_message}),
+        ),
+        Told::Unsent(unsent) => (
+            "config_not_sent",
+            json!({"config_hash": hex(&unsent.config_hash), "size": unsent.size, "limit": unsent.limit}),
         ),
         Told::Drifted(drift) => (
             "drifted",

@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use muster_domain::agent::{EndReason, Entry, Transport};
+use muster_domain::agent::{EndReason, Entry, Transport, Unsent};
 use muster_domain::capabilities::AgentCapabilities;
 use muster_domain::ids::{AgentKey, Claim, ConfigHash, Digest, InstanceUid, Timestamp};
 use muster_domain::report::{
@@ -73,6 +73,10 @@ pub(crate) fn envelope(payload: Bytes) -> Result<Read, Unusable> {
         report,
         ended: envelope.ended.map(|ended| end_reason(ended.reason())),
         silent: envelope.silent,
+        unsent: envelope.unsent.and_then(|unsent| {
+            let (size, limit) = (unsent.size, unsent.limit);
+            Some(Unsent { hash: ConfigHash::new(&unsent.config_hash)?, size, limit })
+        }),
     };
     Ok(Read { key, entry, trace: envelope.traceparent.parse().ok(), blob })
 }

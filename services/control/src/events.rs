@@ -13,7 +13,7 @@ use muster_proto::Message;
 use muster_proto::bus::agent_event::Event as Told;
 use muster_proto::bus::{
     AgentConfigApplied, AgentConfigFailed, AgentConnected, AgentDisconnected, AgentDriftEnded, AgentDrifted,
-    AgentEvent, AgentEvents, AgentHealth, AgentMessage, AgentReachable, AgentUnreachable,
+    AgentEvent, AgentEvents, AgentHealth, AgentMessage, AgentReachable, AgentUnreachable, Unsent,
 };
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -100,6 +100,11 @@ fn told(event: &Event, remote_addr: &str) -> Told {
         }),
         Event::Unreachable => Told::Unreachable(AgentUnreachable {}),
         Event::Reachable => Told::Reachable(AgentReachable {}),
+        Event::Unsent(unsent) => Told::Unsent(Unsent {
+            config_hash: unsent.hash.as_bytes().to_vec().into(),
+            size: unsent.size,
+            limit: unsent.limit,
+        }),
         Event::Drifted(drift) => Told::Drifted(AgentDrifted {
             kind: drift.kind.name().to_owned(),
             since_us: drift.since.0,

@@ -226,6 +226,19 @@ pub struct Entry {
     pub ended: Option<EndReason>,
     /// The agent says nothing for longer than its heartbeats allow, on a connection that is open.
     pub silent: bool,
+    /// Something that the agent is not sent.
+    pub unsent: Option<Unsent>,
+}
+
+/// A message that is not sent to an agent, since it is larger than what agents are sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unsent {
+    /// Hash of the config that it offers.
+    pub hash: ConfigHash,
+    /// Its bytes.
+    pub size: u64,
+    /// Bytes that agents are sent at most.
+    pub limit: u64,
 }
 
 /// What an entry did.
@@ -279,6 +292,8 @@ pub enum AgentEvent {
     },
     /// The agent sent a message of a custom capability.
     CustomMessage(CustomMessage),
+    /// The agent is not sent something.
+    Unsent(Unsent),
     /// The agent runs something else than it had applied.
     Drifted(Drift),
     /// It does so no longer.
@@ -314,6 +329,7 @@ impl Agent {
         if let Some(report) = entry.report {
             self.fold_report(report, entry.session, entry.sequence_num, entry.received_at, &mut folded);
         }
+        folded.events.extend(entry.unsent.map(AgentEvent::Unsent));
         match entry.ended {
             Some(reason) => self.end_session(entry.received_at, reason, &mut folded),
             None => self.fold_silence(entry.silent, entry.received_at, &mut folded),

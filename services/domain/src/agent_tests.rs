@@ -22,6 +22,7 @@ fn entry(session: u128, claim: u64, at: u64) -> Entry {
         report: None,
         ended: None,
         silent: false,
+        unsent: None,
     }
 }
 

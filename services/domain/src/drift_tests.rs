@@ -97,6 +97,7 @@ impl Managed {
             report: Some(report),
             ended: None,
             silent: false,
+            unsent: None,
         });
         self.decide()
     }

@@ -132,6 +132,7 @@ mod tests {
             report: None,
             ended: None,
             silent: false,
+            unsent: None,
         }
     }
 

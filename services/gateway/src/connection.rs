@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use muster_domain::agent::EndReason;
+use muster_domain::agent::{EndReason, Unsent};
 use muster_domain::duplicates::Client;
 use muster_domain::ids::{AgentKey, InstanceUid, Partition, SessionId, Tenant, Timestamp};
 use muster_opamp::connection::{Connection, Limits, Output};
@@ -366,11 +366,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
             self.shared.metrics.offers.with_label_values(&[refusal.name()]).inc();
             return Ok(());
         }
+        let head = offer_head(uid, offer.remote_config.len());
+        // Without the header byte (specification, "WebSocket Message Format").
+        let (size, limit) =
+            (head.len() - 1 + offer.remote_config.len(), self.shared.settings.max_sent_message_size);
+        if size > limit {
+            warn!(event = "message_too_large", tenant = %self.tenant, agent_id = %uid, config_hash = %offer.hash, size, limit, "an offer is not sent: it is larger than server.websocket.max_sent_message_size");
+            self.shared.metrics.offers.with_label_values(&["too_large"]).inc();
+            let unsent = Unsent { hash: offer.hash, size: size as u64, limit: limit as u64 };
+            self.machine.unsent(uid, offer.session, unsent);
+            return Ok(());
+        }
         if let Err(why) = self.machine.offer(uid, offer.session, offer.revision) {
             self.shared.metrics.offers.with_label_values(&[why.name()]).inc();
             return Ok(());
         }
-        let head = offer_head(uid, offer.remote_config.len());
         self.shared.metrics.sent.inc();
         self.write(Write::Message([&head, &offer.remote_config])).await?;
         self.shared.metrics.offers.with_label_values(&["sent"]).inc();

@@ -73,6 +73,8 @@ pub struct Settings {
     pub max_connections: usize,
     /// Longest message taken, in bytes; a longer one closes a WebSocket with 1009, and gets 413 over HTTP.
     pub max_message_size: usize,
+    /// Longest message sent, in bytes without the header; a longer one is not sent.
+    pub max_sent_message_size: usize,
     /// How much may be published.
     pub budgets: Budgets,
     /// Connections of one tenant at once; further upgrades get 429.
@@ -111,6 +113,7 @@ impl Settings {
             max_connections_per_tenant: usize::MAX,
             connection_rate: Rate { per_second: 5_000, burst: 10_000 },
             max_message_size: 64 << 20,
+            max_sent_message_size: 64 << 20,
             budgets: Budgets::default(),
             drain: Duration::from_secs(30),
             ping_every: Duration::from_secs(25),

@@ -177,6 +177,7 @@ mod tests {
             message: message.map(|message| (Head::read(&message).unwrap(), message)),
             ended: Some(EndReason::ConnectionLost),
             silent: false,
+            unsent: None,
             dirty: false,
         }
     }

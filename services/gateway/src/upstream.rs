@@ -16,7 +16,7 @@ use muster_ports::ownership::{ClaimOutcome, ClaimRequest, Holder};
 use muster_proto::Message;
 use muster_proto::bus::{
     self, ContestVerdict, ControlReply, ControlRequest, Envelope, ResolveContest, SessionEnded,
-    SessionStarted, control_reply, control_request,
+    SessionStarted, Unsent, control_reply, control_request,
 };
 use tracing::{Instrument as _, debug_span, error, warn};
 
@@ -317,6 +317,11 @@ fn envelope(
             Transport::WebSocket => bus::Transport::Unspecified.into(),
             Transport::Http => bus::Transport::Http.into(),
         },
+        unsent: publish.unsent.map(|unsent| Unsent {
+            config_hash: unsent.hash.as_bytes().to_vec().into(),
+            size: unsent.size,
+            limit: unsent.limit,
+        }),
     }
 }
 

@@ -171,6 +171,7 @@ impl Server {
                 max_connections_per_tenant: config.server.limits.max_connections_per_tenant,
                 connection_rate: config.server.limits.connection_rate(),
                 max_message_size: config.server.websocket.max_message_size,
+                max_sent_message_size: config.server.websocket.max_sent_message_size,
                 max_agents_per_connection: config.server.websocket.max_agents_per_connection,
                 agent_silent_after: config.server.websocket.agent_silent_after,
                 budgets: budgets(&config.server.budgets),

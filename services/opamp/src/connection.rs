@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
-use muster_domain::agent::EndReason;
+use muster_domain::agent::{EndReason, Unsent};
 use muster_domain::ids::{Claim, InstanceUid, IntentRevision, SessionId, Timestamp};
 use muster_domain::sequence::Known;
 
@@ -98,6 +98,8 @@ pub struct Publish {
     pub dirty: bool,
     /// The agent says nothing, on a connection that is open.
     pub silent: bool,
+    /// Something that the agent is not sent.
+    pub unsent: Option<Unsent>,
 }
 
 /// A claim that was granted.
@@ -405,6 +407,7 @@ impl Connection {
                         ended: None,
                         dirty,
                         silent: active.hearing.told,
+                        unsent: None,
                     };
                     let session = claimed.session;
                     self.outputs.push_back(Output::Settled { uid, session, sequence_num });
@@ -565,6 +568,7 @@ impl Connection {
                 ended: active.ending,
                 dirty: active.tracker.is_dirty(),
                 silent: false,
+                unsent: None,
             };
             self.outputs.push_back(Output::Publish(publish));
         }

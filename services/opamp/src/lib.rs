@@ -9,3 +9,4 @@ mod rekeying;
 pub mod reply;
 mod session;
 mod timing;
+mod unsent;

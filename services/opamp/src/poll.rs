@@ -189,6 +189,7 @@ impl Turn {
             ended: head.is_disconnect().then_some(EndReason::AgentDisconnect),
             dirty: tracker.is_dirty(),
             silent: false,
+            unsent: None,
         });
         (Self { poll, uid, taken, head, tracker, step, custom }, publish)
     }

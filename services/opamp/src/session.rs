@@ -36,6 +36,8 @@ pub(crate) enum InFlight {
     Start,
     /// That the agent is silent, or is no longer.
     Silence(bool),
+    /// That something was not sent.
+    Unsent,
 }
 
 #[derive(Debug)]
@@ -139,6 +141,7 @@ impl Active {
             ended: head.is_disconnect().then_some(EndReason::AgentDisconnect),
             dirty: self.tracker.is_dirty(),
             silent: false,
+            unsent: None,
         }));
     }
 

@@ -76,6 +76,7 @@ impl Active {
             ended: None,
             dirty: self.tracker.is_dirty(),
             silent,
+            unsent: None,
         })
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use muster_domain::agent::{Agent, AgentEvent, EndReason, Entry, Folded, Session, Transport};
+use muster_domain::agent::{Agent, AgentEvent, EndReason, Entry, Folded, Session, Transport, Unsent};
 use muster_domain::capabilities::AgentCapabilities;
 use muster_domain::desired::{Desired, DesiredConfig, Planner};
 use muster_domain::ids::{
@@ -310,6 +310,9 @@ impl Happened {
             AgentEvent::CustomMessage(message) => {
                 let (capability, kind, bytes) = (&message.capability, &message.kind, message.data.len());
                 debug!(event = "custom_message", %tenant, %agent_id, capability, kind, bytes, "an agent sent a custom message");
+            }
+            AgentEvent::Unsent(Unsent { hash, size, limit }) => {
+                warn!(event = "config_not_sent", %tenant, %agent_id, agent_version, config_hash = %hash, size, limit, "a remote config is larger than what agents are sent");
             }
             AgentEvent::Drifted(drift) => {
                 let (kind, expected, found) = (drift.kind.name(), &drift.expected, drift.found.as_deref());

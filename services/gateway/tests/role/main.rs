@@ -5,6 +5,7 @@ mod admission;
 mod commands;
 mod duplicates;
 mod epochs;
+mod liveness;
 mod offers;
 mod polls;
 

@@ -19,7 +19,7 @@ const MAX_EVENT: usize = 4 << 20;
 #[derive(Debug, Clone, Args)]
 pub struct WatchArgs {
     /// Only these kinds of events: connected, disconnected, unreachable, reachable, health,
-    /// config_applied, config_failed, drifted, drift_ended, custom_message.
+    /// config_applied, config_failed, config_not_sent, drifted, drift_ended, custom_message.
     #[arg(long, value_name = "KIND,...")]
     kinds: Option<String>,
     /// Only events of this agent.
@@ -49,6 +49,8 @@ struct Happened {
     data_base64: Option<String>,
     data_left_out: bool,
     count: u64,
+    size: u64,
+    limit: u64,
 }
 
 impl WatchArgs {
@@ -135,6 +137,9 @@ fn line(kind: &str, event: &Happened) -> String {
         "health" => if event.healthy == Some(true) { "healthy" } else { "unhealthy" }.to_owned(),
         "config_applied" => event.config_hash.clone(),
         "config_failed" => format!("{} {}", or_dash(&event.config_hash), event.error_message),
+        "config_not_sent" => {
+            format!("{} has {} bytes, at most {} are sent", event.config_hash, event.size, event.limit)
+        }
         "drifted" => {
             let found = event.found.as_deref().unwrap_or("nothing");
             format!("{}: {found} in the place of {}", event.drift, event.expected)

@@ -51,6 +51,8 @@ section! {
         /// Largest message that an agent may send, also over plain HTTP, and once decompressed; 128 MiB at most
         /// with `bus.type: nats`.
         max_message_size: usize = key(bytes(), 64 << 20);
+        /// Largest message that an agent is sent, before compression; a larger one is not sent, and told of.
+        max_sent_message_size: usize = key(bytes(), 64 << 20);
         /// Most agents on one connection; messages of further ones are refused.
         max_agents_per_connection: usize = key(whole(1), 10_000);
         /// An agent that reports heartbeats is unreachable after so long without a message of it, though its

@@ -6,7 +6,8 @@ use muster_testkit::messages::{first_report, heartbeat, new_uid};
 use muster_testkit::{Muster, RawAgent};
 use serde_json::Value;
 
-use crate::{agent, apply, assignment, server, template};
+use crate::events::Events;
+use crate::{agent, agent_has, apply, assignment, offer, run, server, template};
 
 #[tokio::test]
 async fn bad_frames_are_answered_and_the_connection_goes_on() {
@@ -158,4 +159,35 @@ async fn serve_refuses_to_run_open_by_mistake() {
     assert!(error.contains("server.allow_insecure"), "{error}");
     let error = muster.env("MUSTER_AUTH__TYPE", "jwt").run(&["serve"]).await.expect_failure();
     assert!(error.contains("auth.type"), "{error}");
+}
+
+#[tokio::test]
+async fn a_config_that_is_larger_than_agents_are_sent_is_not_sent_and_told_of() {
+    let muster = Muster::builder(env!("CARGO_BIN_EXE_muster"))
+        .env("MUSTER_SERVER__WEBSOCKET__MAX_SENT_MESSAGE_SIZE", "1024")
+        .start()
+        .await;
+    let uid = new_uid();
+    let mut agent = RawAgent::connect(&muster.opamp_url()).await;
+    agent.exchange(&first_report(uid, &[("team", "blue")])).await;
+    agent_has(&muster, uid, "/connected", true).await;
+    let mut events = Events::listen(&muster, "config_not_sent").await;
+    let large = format!("{}    note: \"{}\"\n", template("v1", "10s"), "x".repeat(1024));
+    apply(&muster, &[&large, &assignment("one:4317")]).await;
+    let told = events.next().await;
+    let view = agent_has(&muster, uid, "/connected", true).await;
+    assert_eq!(told["instance_uid"], uid.to_string());
+    assert_eq!(told["config_hash"], view["remote_config"]["desired_hash"]);
+    assert!(told["size"].as_u64() > Some(1024) && told["limit"] == 1024, "{told}");
+    let metrics = muster.api().metrics().await.unwrap();
+    assert!(metrics.get("muster_gateway_offers_total{result=\"too_large\"}") >= Some(1.0));
+    assert!(muster.logs().iter().any(|line| line.contains("message_too_large")));
+    let answer = agent.exchange(&heartbeat(uid, 1)).await;
+    assert_eq!((answer.error_response, answer.remote_config), (None, None), "it goes on without");
+    // What fits is sent.
+    apply(&muster, &[&template("v2", "10s")]).await;
+    let offered = offer(&mut agent).await;
+    run(&mut agent, uid, 2, &offered).await;
+    agent_has(&muster, uid, "/remote_config/status", "APPLIED").await;
+    muster.assert_no_errors();
 }

@@ -334,3 +334,63 @@ async fn an_opamp_go_agent_obeys() {
     agent.disconnect().await;
     muster.assert_no_errors();
 }
+
+#[tokio::test]
+async fn a_custom_message_reaches_every_agent_that_a_selector_matches_and_can_take_it() {
+    let muster = server().await;
+    let (one, two, red, unable) = (new_uid(), new_uid(), new_uid(), new_uid());
+    let mut first = connect(&muster, one, &[("team", "blue")]).await;
+    let mut second = connect(&muster, two, &[("team", "blue")]).await;
+    let mut apart = connect(&muster, red, &[("team", "red")]).await;
+    let mut without = RawAgent::connect(&muster.opamp_url()).await;
+    without.exchange(&first_report(unable, &[("team", "blue")])).await;
+    agent_has(&muster, unable, "/connected", true).await;
+    let message = ["agents", "message", "-l", "team=blue", "--capability", PAUSE, "--type", "flush"];
+    let given = muster.cli(&[&message[..], &["--data", "{\"all\":true}", "--yes", "--wait"]].concat()).await;
+    assert!(given.stdout.contains("the agent does not have the custom capability"), "{given:#?}");
+    assert_eq!(given.expect_failure(), "muster: 1 of 3 commands were not sent\n");
+    for agent in [&mut first, &mut second] {
+        let custom = agent.recv().await.custom_message.unwrap();
+        let expected = CustomMessage {
+            capability: PAUSE.to_owned(),
+            r#type: "flush".to_owned(),
+            data: b"{\"all\":true}".to_vec(),
+        };
+        assert_eq!(custom, expected);
+    }
+    assert_eq!((apart.next_within(QUIET).await, without.next_within(QUIET).await), (None, None));
+    muster.assert_no_errors();
+}
+
+#[tokio::test]
+async fn custom_capabilities_that_change_are_those_that_count() {
+    let muster = server().await;
+    let uid = new_uid();
+    let mut agent = connect(&muster, uid, &[]).await;
+    let announce = |sequence, names: &[&str]| AgentToServer {
+        custom_capabilities: Some(CustomCapabilities {
+            capabilities: names.iter().map(|name| (*name).to_owned()).collect(),
+        }),
+        ..heartbeat(uid, sequence)
+    };
+    agent.exchange(&announce(1, &["com.example.other"])).await;
+    assert_eq!(agent.recv().await.custom_capabilities.unwrap().capabilities, ["com.example.other"]);
+    agent_has(&muster, uid, "/custom_capabilities", json!(["com.example.other"])).await;
+    let id = give(&muster, uid, json!({"action": "pause"})).await;
+    has(&muster, &id, "refused").await;
+    let message = json!({"action": "message", "capability": "com.example.other", "type": "t"});
+    give(&muster, uid, message.clone()).await;
+    assert_eq!(agent.recv().await.custom_message.unwrap().capability, "com.example.other");
+    // Left out they are unchanged; an empty list takes all of them back.
+    agent.exchange(&heartbeat(uid, 2)).await;
+    let id = give(&muster, uid, message.clone()).await;
+    agent.recv_where(|message| message.custom_message.is_some()).await;
+    has(&muster, &id, "sent").await;
+    agent.exchange(&announce(3, &[])).await;
+    agent_has(&muster, uid, "/custom_capabilities", json!([])).await;
+    let id = give(&muster, uid, message).await;
+    has(&muster, &id, "refused").await;
+    let last = agent.next_within(QUIET).await;
+    assert!(last.is_none_or(|message| message.custom_message.is_none()), "it is not sent");
+    muster.assert_no_errors();
+}

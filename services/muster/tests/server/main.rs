@@ -11,6 +11,7 @@ mod drift;
 mod duplicates;
 mod events;
 mod fleet;
+mod gateways;
 mod interop;
 mod large;
 mod liveness;
@@ -19,6 +20,7 @@ mod polling;
 mod quirks;
 mod reports;
 mod restart;
+mod sequence;
 mod shared;
 mod tls;
 

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use muster_proto::opamp::{AgentConfigFile, AgentToServer, ComponentHealth, ServerErrorResponseType};
-use muster_testkit::RawAgent;
 use muster_testkit::fakes::{Applies, Extension, Java, OldRust, OpampGo, OperatorBridge, Supervisor};
 use muster_testkit::messages::{CAPABILITIES, first_report, new_uid};
+use muster_testkit::{Muster, RawAgent, eventually};
 use serde_json::{Value, json};
 
-use crate::{QUIET, agent, agent_has, apply, assignment, body, server, template};
+use crate::{QUIET, SOON, agent, agent_has, apply, assignment, body, server, template};
 
 const BLUE: [(&str, &str); 2] = [("service.name", "otelcol"), ("team", "blue")];
 
@@ -239,5 +239,120 @@ async fn the_old_rust_client_is_refused_and_harms_nobody() {
     agent_has(&muster, uid, "/connected", true).await;
     let listed = muster.api().get("/api/v1/agents").await.unwrap();
     assert_eq!(listed["items"].as_array().map(Vec::len), Some(1));
+    muster.assert_no_errors();
+}
+
+/// A server on which an agent may report three times, and then once a second.
+async fn stingy() -> Muster {
+    Muster::builder(env!("CARGO_BIN_EXE_muster"))
+        .env("MUSTER_SERVER__BUDGETS__AGENT", "{messages_per_second: 1, messages_burst: 3}")
+        .start()
+        .await
+}
+
+#[tokio::test]
+async fn opamp_go_ignores_when_to_come_again_and_loses_nothing() {
+    let muster = stingy().await;
+    let uid = new_uid();
+    let mut client = OpampGo::start(&muster.opamp_url(), uid, CAPABILITIES, &BLUE).await;
+    agent_has(&muster, uid, "/connected", true).await;
+    // It goes on at once, whatever it is told, and so does the server.
+    let mut refused = 0;
+    for at in 0..20 {
+        client.report(healthy(at % 2 == 0)).await;
+        while let Some(message) = client.hear_within(Duration::from_millis(1)).await {
+            refused += u32::from(message.error_response.is_some());
+        }
+    }
+    assert!(refused < 21, "{refused}");
+    // What was refused is asked for, until it is known: the last thing it said.
+    let path = format!("/api/v1/agents/{uid}");
+    let mut told = false;
+    for _ in 0..60 {
+        while let Some(message) = client.hear_within(Duration::from_millis(250)).await {
+            refused += u32::from(message.error_response.is_some());
+        }
+        client.heartbeat().await;
+        told = muster.api().get(&path).await.unwrap()["healthy"] == json!(false);
+        if told && refused > 0 {
+            break;
+        }
+    }
+    assert!(told && refused > 0, "told: {told}, refused: {refused}");
+    muster.assert_no_errors();
+}
+
+#[tokio::test]
+async fn the_java_client_closes_when_it_is_told_to_come_later_and_comes_back_whole() {
+    let muster = stingy().await;
+    let uid = new_uid();
+    let mut client = Java::start(&muster.opamp_url(), uid, &BLUE).await;
+    agent_has(&muster, uid, "/connected", true).await;
+    for at in 0..10 {
+        client.say(healthy(at % 2 == 0)).await;
+    }
+    // It closes its socket, and would wait for as long as it is told.
+    let (message, wait) = client.hear().await;
+    let error = message.error_response.unwrap();
+    assert_eq!(error.r#type(), ServerErrorResponseType::Unavailable);
+    let wait = wait.unwrap();
+    assert!((30..=60).contains(&wait.as_secs()), "{wait:?}");
+    agent_has(&muster, uid, "/liveness", "disconnected").await;
+    // Meanwhile it uses numbers up; its next message says what it could not say, and is asked for the rest.
+    client.say(healthy(true)).await;
+    client.reconnect().await;
+    assert_eq!(client.hear().await.0.flags, 1, "ReportFullState");
+    agent_has(&muster, uid, "/liveness", "connected").await;
+    muster.assert_no_errors();
+}
+
+#[tokio::test]
+async fn a_clone_of_the_supervisor_starts_its_collector_anew_once() {
+    let muster = server().await;
+    let uid = new_uid();
+    let mut first = Supervisor::start(&muster.opamp_url(), uid, &BLUE).await;
+    agent_has(&muster, uid, "/connected", true).await;
+    let mut clone = Supervisor::start(&muster.opamp_url(), uid, &BLUE).await;
+    // Both are read, since the first one is asked whether it lives.
+    let given = async {
+        while clone.client().uid() == uid {
+            let _ = clone.offer_within(Duration::from_millis(50)).await;
+        }
+    };
+    let lives = async {
+        loop {
+            let _ = first.offer_within(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        () = given => {}
+        () = lives => {}
+        () = tokio::time::sleep(Duration::from_secs(20)) => {}
+    }
+    let new = clone.client().uid();
+    assert_ne!(new, uid, "it is given a uid of its own");
+    agent_has(&muster, new, "/connected", true).await;
+    assert_eq!(clone.offer_within(QUIET).await, None);
+    assert_eq!((first.collector_starts, clone.collector_starts), (0, 1), "no more than once");
+    muster.assert_no_errors();
+}
+
+#[tokio::test]
+async fn the_supervisor_takes_no_remote_config_unless_it_is_told_to() {
+    let muster = server().await;
+    apply(&muster, &[&template("v1", "10s"), &assignment("one:4317")]).await;
+    let uid = new_uid();
+    // All but AcceptsRemoteConfig and ReportsRemoteConfig.
+    let mut client = OpampGo::start(&muster.opamp_url(), uid, CAPABILITIES & !0x1002, &BLUE).await;
+    eventually(SOON, async || {
+        let view =
+            muster.api().get(&format!("/api/v1/agents/{uid}")).await.map_err(|error| error.to_string())?;
+        let should = &view["remote_config"]["desired_hash"];
+        if should.is_string() { Ok(()) } else { Err(format!("it should run something: {view:#}")) }
+    })
+    .await;
+    assert_eq!(client.hear_within(QUIET).await, None, "it is never offered that");
+    client.reconnect().await;
+    assert_eq!(client.hear_within(QUIET).await, None);
     muster.assert_no_errors();
 }

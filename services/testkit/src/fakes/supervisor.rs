@@ -74,6 +74,7 @@ impl Supervisor {
         loop {
             let left = end.saturating_duration_since(tokio::time::Instant::now());
             let message = self.client.hear_within(left).await?;
+            self.collector_starts += u32::from(message.agent_identification.is_some());
             if message.remote_config.is_some() {
                 return message.remote_config;
             }
