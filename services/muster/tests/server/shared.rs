@@ -1,5 +1,7 @@
 //! Many agents on one connection: each has a session and a state of its own.
 
+use std::time::Duration;
+
 use muster_proto::opamp::{AgentToServer, RemoteConfigStatuses, ServerErrorResponseType};
 use muster_testkit::messages::{
     config_status, first_report, full_state, goodbye, health, heartbeat, new_uid,
@@ -86,8 +88,17 @@ async fn a_clone_on_a_shared_connection_gets_a_uid_of_its_own_and_the_others_go_
     // Nobody waits for the contest but the newcomer.
     let answer = second.exchange(&heartbeat(other, 1)).await;
     assert_eq!(answer.instance_uid, other.as_bytes());
-    first.exchange(&heartbeat(twice, 1)).await;
-    let rekeyed = second.recv_where(|message| message.agent_identification.is_some()).await;
+    // The first shows that it is there whenever it is looked for.
+    let alive = async {
+        for sequence_num in 1.. {
+            first.exchange(&heartbeat(twice, sequence_num)).await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let rekeyed = tokio::select! {
+        () = alive => unreachable!("heartbeats have no end"),
+        rekeyed = second.recv_where(|message| message.agent_identification.is_some()) => rekeyed,
+    };
     assert_eq!(rekeyed.instance_uid, twice.as_bytes());
     let new = Uuid::from_slice(&rekeyed.agent_identification.unwrap().new_instance_uid).unwrap();
     second.send(&full_state(new, 1, &[("host.name", "b")])).await;
