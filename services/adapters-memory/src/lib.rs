@@ -6,6 +6,7 @@
 mod access;
 pub mod blobs;
 pub mod bus;
+pub mod credentials;
 pub mod kv;
 pub mod log;
 pub mod ownership;
@@ -13,6 +14,7 @@ pub mod store;
 
 pub use blobs::MemoryBlobs;
 pub use bus::MemoryBus;
+pub use credentials::MemoryCredentials;
 pub use kv::MemoryKeyValue;
 pub use log::MemoryLog;
 pub use ownership::MemoryOwnership;

@@ -4,7 +4,8 @@ use std::future::Future;
 use std::time::Duration;
 
 use muster_adapters_memory::{
-    MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryOwnership, MemoryStore, bus, log,
+    MemoryBlobs, MemoryBus, MemoryCredentials, MemoryKeyValue, MemoryLog, MemoryOwnership, MemoryStore, bus,
+    log,
 };
 use muster_ports::contract;
 use tokio::time::{sleep, timeout};
@@ -46,6 +47,11 @@ async fn key_value() {
 #[tokio::test(start_paused = true)]
 async fn bus() {
     ends(contract::bus::all(async || MemoryBus::new(bus::Limits::default()), sleep)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn credentials() {
+    ends(contract::credentials::all(async || MemoryCredentials::default())).await;
 }
 
 #[tokio::test(start_paused = true)]

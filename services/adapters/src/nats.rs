@@ -212,6 +212,7 @@ pub struct Nats {
     blobs: NatsBlobs,
     leases: NatsKeyValue,
     values: NatsKeyValue,
+    credentials: NatsKeyValue,
     bus: NatsBus,
 }
 
@@ -243,6 +244,7 @@ impl Nats {
         Ok(Self {
             leases: bucket("leases", Some(options.lease_ttl)).await?,
             values: bucket("values", None).await?,
+            credentials: bucket("credentials", None).await?,
             log: NatsLog::new(Arc::clone(&connection), log, options.max_payload),
             blobs: NatsBlobs::new(Arc::clone(&connection), blobs),
             bus: NatsBus::new(Arc::clone(&connection), options.listener),
@@ -263,6 +265,11 @@ impl Nats {
     /// The bucket of leases, whose values go away when they are not renewed.
     pub fn leases(&self) -> NatsKeyValue {
         self.leases.clone()
+    }
+
+    /// The bucket of agents' credentials.
+    pub fn credentials(&self) -> NatsKeyValue {
+        self.credentials.clone()
     }
 
     /// The bucket of values that stay.

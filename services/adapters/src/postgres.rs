@@ -10,6 +10,7 @@ mod audit;
 mod changes;
 mod commands;
 mod components;
+mod credentials;
 mod error;
 mod fleet;
 mod fold;

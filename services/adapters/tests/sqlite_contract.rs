@@ -15,4 +15,5 @@ async fn store() {
         SqliteStore::open(path).await.unwrap()
     };
     contract::store::all(make).await;
+    contract::credentials::all(make).await;
 }

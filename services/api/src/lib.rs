@@ -18,6 +18,7 @@ mod explain;
 mod guard;
 mod history;
 mod impact;
+mod keys;
 mod labels;
 mod limits;
 mod listener;
@@ -39,11 +40,12 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::{Extension, Router};
 use muster_domain::ids::{Cell, Tenant};
-use muster_ports::Clock;
 use muster_ports::access::AccessStore;
 use muster_ports::bus::{Bus, Subject};
+use muster_ports::credentials::CredentialStore;
 use muster_ports::ownership::Ownership;
 use muster_ports::store::{CommandStore, ComponentStore, FleetStore, IntentStore};
+use muster_ports::{Clock, Random};
 use muster_tls::Listener;
 use prometheus::Registry;
 use tokio::sync::Semaphore;
@@ -57,6 +59,7 @@ use utoipa_axum::routes;
 
 use crate::guard::Guard;
 pub use crate::guard::Rules;
+pub use crate::keys::KeySettings;
 pub use crate::listener::Peer;
 pub use crate::system::Readiness;
 use crate::system::System;
@@ -75,6 +78,8 @@ pub struct Settings {
     pub tenant: Tenant,
     /// Who may ask, from where, and how often.
     pub rules: Rules,
+    /// How agents' keys are made.
+    pub keys: KeySettings,
 }
 
 /// The engines that an api works on.
@@ -90,12 +95,16 @@ pub struct Engines {
     pub commands: Arc<dyn CommandStore>,
     /// Who may do what: tenants, tokens, the audit log.
     pub access: Arc<dyn AccessStore>,
+    /// Agents' credentials.
+    pub credentials: Arc<dyn CredentialStore>,
     /// When agents were heard last.
     pub ownership: Arc<dyn Ownership>,
     /// Wakes control; what happens to agents.
     pub bus: Arc<dyn Bus>,
     /// The time.
     pub clock: Clock,
+    /// Random bits, for keys and ids.
+    pub random: Random,
 }
 
 /// What every request handler shares.
@@ -128,6 +137,7 @@ impl Shared {
         (name = "commands", description = "Orders to agents, each sent at most once."),
         (name = "configuration", description = "Templates, assignments, and applying manifests."),
         (name = "access", description = "Tokens, tenants and the audit log."),
+        (name = "keys", description = "How agents show who they are."),
         (name = "system", description = "Health of this process.")
     )
 )]
@@ -212,6 +222,11 @@ fn api_routes() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(tenants::create, tenants::list))
         .routes(routes!(tenants::get, tenants::remove))
         .routes(routes!(tenants::limit))
+        .routes(routes!(keys::create, keys::list))
+        .routes(routes!(keys::get))
+        .routes(routes!(keys::revoke))
+        .routes(routes!(keys::rotate))
+        .routes(routes!(keys::revoke_named))
 }
 
 /// `/health`, `/ready` and `/metrics`, for a process without the api role.

@@ -9,6 +9,7 @@ mod decode;
 mod events;
 mod intents;
 mod janitor;
+mod keeper;
 mod mail;
 mod members;
 mod metrics;
@@ -39,6 +40,7 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 use uuid::Uuid;
 
+pub use crate::keeper::Keeper;
 pub use crate::metrics::Metrics;
 
 /// What a control is told once, at its start.

@@ -79,7 +79,9 @@ async fn handle(shared: &Shared, payload: Bytes) -> Result<control_reply::Reply,
         Some(control_request::Request::GetCommand(wanted)) => {
             Ok(control_reply::Reply::Command(mail::wanted_command(shared, &tenant, wanted).await?))
         }
-        None => Err("this version does not know the request".to_owned()),
+        Some(control_request::Request::JoinUid(_)) | None => {
+            Err("this version does not know the request".to_owned())
+        }
     }
 }
 

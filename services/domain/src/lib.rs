@@ -9,6 +9,7 @@ pub mod audit;
 pub mod budget;
 pub mod capabilities;
 pub mod command;
+pub mod credential;
 pub mod desired;
 pub mod drift;
 pub mod duplicates;

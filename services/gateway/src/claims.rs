@@ -9,11 +9,13 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use muster_domain::duplicates::Client;
-use muster_domain::ids::{Claim, Incarnation, InstanceUid, SessionId};
+use muster_domain::ids::{AgentKey, Claim, Incarnation, InstanceUid, SessionId};
 use muster_opamp::connection::Claimed;
+use tracing::warn;
 
-use crate::Shared;
-use crate::upstream::{ClaimError, claim, issue};
+use crate::access::Pass;
+use crate::upstream::{ClaimError, claim, issue, not_now};
+use crate::{Shared, settler};
 
 /// What is claimed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +41,30 @@ pub(crate) struct Made {
     pub(crate) result: Result<(InstanceUid, Claimed), ClaimError>,
 }
 
+/// A uid that the server gives joins those of the agent's credential before the agent hears of it.
+async fn join(
+    shared: &Shared,
+    pass: &Pass,
+    result: Result<(InstanceUid, Claimed), ClaimError>,
+) -> Result<(InstanceUid, Claimed), ClaimError> {
+    let new = match &result {
+        Ok((held, _)) => *held,
+        Err(ClaimError::Duplicate { new_uid }) => *new_uid,
+        Err(_) => return result,
+    };
+    match pass.join(shared, new).await {
+        Ok(()) => result,
+        Err(error) => {
+            warn!(tenant = %pass.tenant, agent_id = %new, error, "a new instance_uid cannot join its agent's credential");
+            if let Ok((held, claimed)) = result {
+                let key = AgentKey { tenant: pass.tenant.clone(), uid: held };
+                settler::release(shared, &key, claimed.session).await;
+            }
+            Err(ClaimError::Unknown(not_now(shared, "the server cannot give the agent an instance_uid now")))
+        }
+    }
+}
+
 type Running = Pin<Box<dyn Future<Output = Made> + Send>>;
 
 /// The claims under way.
@@ -52,7 +78,7 @@ pub(crate) struct Claims {
 
 impl Claims {
     /// Begins a claim.
-    pub(crate) fn begin(&mut self, shared: Arc<Shared>, client: Client, what: What) {
+    pub(crate) fn begin(&mut self, shared: Arc<Shared>, client: Client, pass: Pass, what: What) {
         if matches!(what, What::Anew(..)) && !self.anew.insert(client.0.uid) {
             return;
         }
@@ -61,10 +87,12 @@ impl Claims {
             let uid = client.0.uid;
             let held = |claimed| (uid, claimed);
             let result = match what {
+                What::Agent | What::Anew(..) if !pass.may_use(uid) => Err(ClaimError::Forbidden),
                 What::Agent => claim(&shared, &client, None, Claim::default()).await.map(held),
                 What::Anew(session, above) => claim(&shared, &client, Some(session), above).await.map(held),
                 What::NewUid => issue(&shared, &client).await,
             };
+            let result = join(&shared, &pass, result).await;
             Made { uid, what, incarnation, result }
         };
         self.running.get_or_insert_default().push(Box::pin(make));

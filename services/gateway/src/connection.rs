@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use crate::access::{self, Pass};
 use crate::claims::{Claims, Made, What};
 use crate::mailbox::{Command, Hold, Mailbox, Offer, Order};
 use crate::probes::{Probe, Probes};
@@ -24,8 +25,6 @@ use crate::socket::{Received, Socket, SocketError, code};
 use crate::upstream::ClaimError;
 use crate::{Shared, commands, settler, upstream};
 
-/// Tenant of agents that connect without a credential.
-pub(crate) const DEFAULT_TENANT: &str = "default";
 /// How long a peer may take to answer a Close.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -54,6 +53,7 @@ struct Serving<S> {
     machine: Connection,
     mailbox: Arc<Mailbox>,
     tenant: Tenant,
+    pass: Pass,
     peer: SocketAddr,
     /// When the last frame came.
     heard: Instant,
@@ -70,11 +70,11 @@ struct Serving<S> {
 }
 
 /// Serves a connection until it ends.
-pub(crate) async fn serve<S>(shared: Arc<Shared>, socket: Socket<S>, peer: SocketAddr)
+pub(crate) async fn serve<S>(shared: Arc<Shared>, socket: Socket<S>, peer: SocketAddr, pass: Pass)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let Ok(tenant) = DEFAULT_TENANT.parse() else { return };
+    let tenant = pass.tenant.clone();
     shared.metrics.websocket_connections.inc();
     shared.metrics.open_connections.inc();
     let mut serving = Serving {
@@ -93,6 +93,7 @@ where
         shared,
         socket,
         tenant,
+        pass,
         peer,
     };
     let end = serving.run().await;
@@ -118,6 +119,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
                     let delay = self.shared.engines.random.between(Duration::ZERO, over);
                     self.close_at = Some(Instant::now() + delay);
                     Ok(())
+                }
+                () = self.pass.revoked() => {
+                    Err(End::close(code::POLICY, "the credential is revoked", EndReason::ConnectionLost))
                 }
                 () = tokio::time::sleep_until(deadline) => self.on_time().await,
                 made = self.claims.next() => {
@@ -172,7 +176,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
     }
 
     fn claim(&mut self, uid: InstanceUid, what: What) {
-        self.claims.begin(Arc::clone(&self.shared), self.client(uid), what);
+        self.claims.begin(Arc::clone(&self.shared), self.client(uid), self.pass.clone(), what);
     }
 
     fn claimed(&mut self, made: Made) {
@@ -201,8 +205,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
                 }
             }
             (Err(_), _) if !self.open => {}
+            (Err(ClaimError::Forbidden), What::Agent | What::NewUid) => {
+                warn!(event = "agent_refused", tenant = %self.tenant, agent_id = %uid, remote_addr = %self.peer, "an agent's credential may not be used for its instance_uid");
+                self.machine.forbidden(uid, &access::not_for(uid));
+            }
             // It reconnects, and is a newcomer then.
-            (Err(ClaimError::Duplicate { .. } | ClaimError::Refused), What::Anew(session, _)) => {
+            (
+                Err(ClaimError::Duplicate { .. } | ClaimError::Refused | ClaimError::Forbidden),
+                What::Anew(session, _),
+            ) => {
                 self.mailbox.put(Order::Close(uid, session, EndReason::Superseded));
             }
             // Settling fails again at the next message, and a session of another life of the gateway is
@@ -394,6 +405,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
         if let Some(close_at) = self.close_at {
             quiet = quiet.min(close_at);
         }
+        if let Some(end) = self.pass.expires_at() {
+            quiet = quiet.min(Instant::now() + end.since(self.now()));
+        }
         match self.machine.poll_timeout() {
             None => quiet,
             Some(due) => quiet.min(Instant::now() + due.since(self.now()).max(Duration::from_millis(10))),
@@ -408,6 +422,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
         }
         if self.heard.elapsed() >= settings.silent_after {
             return Err(End::close(code::POLICY, "nothing was heard for too long", EndReason::Silent));
+        }
+        if self.pass.expires_at().is_some_and(|end| end <= self.now()) {
+            return Err(End::close(code::POLICY, "the credential has expired", EndReason::ConnectionLost));
         }
         self.machine.timeout(self.now());
         if self.pinged.elapsed() >= settings.ping_every {

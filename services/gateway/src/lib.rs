@@ -4,6 +4,7 @@
 //! itself, publishes everything else to the log, and writes what control delivers.
 
 mod accept;
+mod access;
 mod admission;
 mod bodies;
 mod budgets;
@@ -52,6 +53,8 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use crate::access::Pass;
+pub use crate::access::{Access, Ways};
 use crate::admission::Admission;
 pub use crate::budgets::Limits as Budgets;
 pub use crate::metrics::Metrics;
@@ -82,6 +85,8 @@ pub struct Settings {
     /// Connections taken a second, and at once; further upgrades wait for a moment and then get 503. Half of
     /// what is taken at once is kept for agents that are known.
     pub connection_rate: Rate,
+    /// How agents show who they are.
+    pub access: Access,
     /// Over how long connections are closed when the gateway stops.
     pub drain: Duration,
     /// A ping is sent after this long without one.
@@ -115,6 +120,7 @@ impl Settings {
             max_message_size: 64 << 20,
             max_sent_message_size: 64 << 20,
             budgets: Budgets::default(),
+            access: Access::default(),
             drain: Duration::from_secs(30),
             ping_every: Duration::from_secs(25),
             silent_after: Duration::from_secs(60),
@@ -179,6 +185,7 @@ struct Shared {
     lives: epochs::Lives,
     outages: outages::Outages,
     admission: Admission,
+    access: access::Guard,
     /// Over how long connections are to close; none are taken any more once this is there.
     closing_over: OnceLock<Duration>,
     /// Places for requests of agents that poll, and room for their bodies.
@@ -199,6 +206,7 @@ impl Shared {
                 settings.max_connections_per_tenant,
                 settings.connection_rate,
             ),
+            access: access::Guard::new(&settings.access),
             outages: outages::Outages::default(),
             closing_over: OnceLock::new(),
             polls: Arc::new(Semaphore::new(settings.max_polls)),
@@ -270,7 +278,8 @@ impl Gateway {
         let deliveries =
             shared.engines.bus.subscribe(&Subject::Deliveries(cell.clone(), gateway.clone())).await?;
         let requests = shared.engines.bus.subscribe(&Subject::Gateway(cell.clone(), gateway)).await?;
-        let floors = shared.engines.bus.subscribe(&Subject::Floors(cell)).await?;
+        let floors = shared.engines.bus.subscribe(&Subject::Floors(cell.clone())).await?;
+        let credentials = shared.engines.bus.subscribe(&Subject::Credentials(cell)).await?;
         lease::take(&shared).await?;
 
         // What serves the connections outlives them, so it stops only when they are closed.
@@ -278,6 +287,7 @@ impl Gateway {
         let helpers = TaskTracker::new();
         shared.spawn(&helpers, lease::keep(Arc::clone(&shared), background.clone()));
         shared.spawn(&helpers, fence::keep(Arc::clone(&shared), floors, background.clone()));
+        shared.spawn(&helpers, access::keep(Arc::clone(&shared), credentials, background.clone()));
         shared.spawn(&helpers, deliveries::serve(Arc::clone(&shared), deliveries, background.clone()));
         shared.spawn(&helpers, requests::serve(Arc::clone(&shared), requests, background.clone()));
         shared.spawn(&helpers, owed::keep(Arc::clone(&shared), background.clone()));
@@ -293,12 +303,12 @@ impl Gateway {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let Ok(tenant) = connection::DEFAULT_TENANT.parse() else { return false };
-        let Ok(place) = self.shared.admission.place(&tenant) else { return false };
+        let Some(pass) = Pass::anonymous() else { return false };
+        let Ok(place) = self.shared.admission.place(&pass.tenant) else { return false };
         let shared = Arc::clone(&self.shared);
         self.shared.spawn(&self.shared.tracker, async move {
             let socket = Socket::new(stream, &[], shared.settings.max_message_size);
-            connection::serve(shared, socket, peer).await;
+            connection::serve(shared, socket, peer, pass).await;
             drop(place);
         });
         true

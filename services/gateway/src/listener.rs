@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::header::{
@@ -12,18 +11,20 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router, middleware};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::upgrade::downcast;
-use muster_domain::ids::{AgentKey, Tenant};
+use muster_domain::ids::AgentKey;
 use muster_tls::{Listener, Stream};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
+use crate::access::Pass;
 use crate::admission::Refusal;
 use crate::socket::Socket;
-use crate::{Shared, accept, connection, polling, upstream};
+use crate::{Shared, accept, access, connection, polling, upstream};
 
 /// Name of the header in which clients say who they are (specification, "OpAMP-Instance-UID").
 pub(crate) const INSTANCE_UID: &str = "opamp-instance-uid";
@@ -32,6 +33,7 @@ pub(crate) const INSTANCE_UID: &str = "opamp-instance-uid";
 pub(crate) async fn serve(shared: &Arc<Shared>, listener: Listener, stop: CancellationToken) {
     let route = get(upgrade).head(polling::probe).merge(polling::route(shared));
     let router = Router::new().route(&shared.settings.path, route).with_state(Arc::clone(shared));
+    let router = router.layer(middleware::from_fn_with_state(Arc::clone(shared), access::stand));
     accept::serve(shared, listener, router, stop).await;
 }
 
@@ -46,6 +48,7 @@ fn refuse(shared: &Shared, refusal: Refusal) -> Response {
 async fn upgrade(
     State(shared): State<Arc<Shared>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Extension(pass): Extension<Pass>,
     mut request: Request,
 ) -> Response {
     let accept = match handshake(request.headers()) {
@@ -55,9 +58,7 @@ async fn upgrade(
     if shared.is_draining() {
         return refuse(&shared, Refusal::Draining);
     }
-    let Ok(tenant) = connection::DEFAULT_TENANT.parse::<Tenant>() else {
-        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
-    };
+    let tenant = pass.tenant.clone();
     let uid = request.headers().get(INSTANCE_UID).and_then(|uid| uid.to_str().ok()?.parse().ok());
     let key = uid.map(|uid| AgentKey { tenant: tenant.clone(), uid });
     let place = match shared.admission.admit(&shared, &tenant, key).await {
@@ -71,7 +72,7 @@ async fn upgrade(
     shared.spawn(&shared.tracker, async move {
         let shared = serving;
         if let Some(socket) = take_over(upgrade, shared.settings.max_message_size).await {
-            connection::serve(shared, socket, peer).await;
+            connection::serve(shared, socket, peer, pass).await;
         }
         drop(place);
     });

@@ -11,6 +11,8 @@ pub struct Metrics {
     pub(crate) received: IntCounter,
     pub(crate) sent: IntCounter,
     pub(crate) refused_connections: IntCounterVec,
+    pub(crate) denied: IntCounterVec,
+    pub(crate) expiring: IntCounter,
     pub(crate) publishes: IntCounterVec,
     pub(crate) blobs: IntCounterVec,
     pub(crate) over_budget: IntCounterVec,
@@ -83,6 +85,15 @@ impl Metrics {
                 "Connections and upgrades that were not taken.",
                 "reason",
             )?,
+            denied: family(
+                "muster_gateway_denied_total",
+                "Connections and requests that were not let in, by reason.",
+                "reason",
+            )?,
+            expiring: counter(Opts::new(
+                "muster_gateway_expiring_credentials_total",
+                "Times that an agent has shown a credential which ends soon.",
+            ))?,
             publishes: family("muster_gateway_publishes_total", "Entries published to the log.", "result")?,
             blobs: family(
                 "muster_gateway_blobs_total",

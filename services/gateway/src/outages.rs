@@ -25,6 +25,12 @@ pub(crate) struct Outages {
     pub(crate) polls: Seldom,
     /// Offers that wait for agents that poll are not fetched.
     pub(crate) mail: Seldom,
+    /// Somebody is not let in.
+    pub(crate) denied: Seldom,
+    /// A credential ends soon.
+    pub(crate) expiring: Seldom,
+    /// Credentials are not read.
+    pub(crate) credentials: Seldom,
     /// Control's requests are not answered.
     pub(crate) requests: Seldom,
 }

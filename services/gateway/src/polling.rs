@@ -14,6 +14,7 @@ mod waiting;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::body::{Body, HttpBody as _};
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::header::{CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, EXPECT};
@@ -31,6 +32,7 @@ use tower_http::decompression::RequestDecompressionLayer;
 use tracing::debug;
 
 use crate::Shared;
+use crate::access::Pass;
 use crate::listener::INSTANCE_UID;
 use crate::polling::answer::Answer;
 pub(crate) use crate::polling::answer::probe;
@@ -109,6 +111,7 @@ async fn only_protobuf(mut request: Request, next: Next) -> Response {
 async fn take(
     State(shared): State<Arc<Shared>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Extension(pass): Extension<Pass>,
     request: Request,
 ) -> Response {
     let (parts, body) = request.into_parts();
@@ -135,7 +138,7 @@ async fn take(
     let serving = Arc::clone(&shared);
     shared.spawn(&shared.tracker, async move {
         // A client that went away needs no answer.
-        let _ = answer.send(turn::take(&serving, peer, head, message).await);
+        let _ = answer.send(turn::take(&serving, (peer, pass), head, message).await);
         drop((held, place));
     });
     match answered.await {

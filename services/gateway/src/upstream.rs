@@ -46,6 +46,8 @@ pub(crate) enum ClaimError {
     /// Another live agent holds it, and this one had its share of new uids
     /// ([`Given`](muster_domain::duplicates::Given)) and took none.
     Refused,
+    /// The credential may not be used for it.
+    Forbidden,
     /// Nobody could say: the agent is told to come again.
     Unknown(NotNow),
 }
@@ -141,7 +143,9 @@ pub(crate) async fn issue(shared: &Shared, client: &Client) -> Result<(InstanceU
         let key = AgentKey { tenant: asking.tenant.clone(), uid };
         match claim(shared, &(key, *address), None, Claim::default()).await {
             Ok(claimed) => return Ok((uid, claimed)),
-            Err(ClaimError::Duplicate { .. } | ClaimError::Refused) => shared.given().taken(client),
+            Err(ClaimError::Duplicate { .. } | ClaimError::Refused | ClaimError::Forbidden) => {
+                shared.given().taken(client);
+            }
             Err(error @ ClaimError::Unknown(_)) => return Err(error),
         }
     }

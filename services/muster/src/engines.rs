@@ -18,6 +18,7 @@ use muster_api::Readiness;
 use muster_domain::ids::Cell;
 use muster_ports::blobs::{Blobs, MAX_BLOB};
 use muster_ports::bus::Bus;
+use muster_ports::credentials::CredentialStore;
 use muster_ports::kv::KeyValue;
 use muster_ports::log::Log;
 use muster_ports::ownership::Ownership;
@@ -62,6 +63,11 @@ impl Role {
     }
 }
 
+/// A store with all that the server keeps.
+pub trait ServerStore: Store + CredentialStore {}
+
+impl<T: Store + CredentialStore> ServerStore for T {}
+
 /// What the roles of a process work on.
 pub struct Engines {
     /// Reports.
@@ -74,12 +80,14 @@ pub struct Engines {
     pub leases: Arc<dyn KeyValue>,
     /// Floors.
     pub values: Arc<dyn KeyValue>,
+    /// Agents' credentials, as gateways read them.
+    pub credentials: Arc<dyn KeyValue>,
     /// Who holds which agent.
     pub ownership: Arc<dyn Ownership>,
     /// The sessions of agents that poll, which nobody holds.
     pub polls: Arc<dyn Polls>,
     /// The truth; a process with only gateways has none.
-    pub store: Option<Arc<dyn Store>>,
+    pub store: Option<Arc<dyn ServerStore>>,
     /// Whether the log ends with the process.
     pub log_is_embedded: bool,
     /// Whether the engines answer.
@@ -87,7 +95,8 @@ pub struct Engines {
 }
 
 /// What carries messages, with leases and floors.
-type Transport = (Arc<dyn Log>, Arc<dyn Blobs>, Arc<dyn Bus>, Arc<dyn KeyValue>, Arc<dyn KeyValue>);
+type Transport =
+    (Arc<dyn Log>, Arc<dyn Blobs>, Arc<dyn Bus>, Arc<dyn KeyValue>, Arc<dyn KeyValue>, Arc<dyn KeyValue>);
 
 /// Opens the engines that these roles need, waiting for those that are not there yet.
 ///
@@ -140,7 +149,7 @@ pub async fn open(
     };
 
     let log_is_embedded = config.bus.kind == BusType::Memory;
-    let (log, blobs, bus, leases, values): Transport = match config.bus.kind {
+    let (log, blobs, bus, leases, values, credentials): Transport = match config.bus.kind {
         BusType::Memory => {
             // The log takes every message as it is, so that no report is ever a blob.
             let payload_bytes = config.server.websocket.max_message_size + ENVELOPE_ROOM;
@@ -149,6 +158,7 @@ pub async fn open(
                 Arc::new(MemoryBlobs::default()),
                 Arc::new(MemoryBus::default()),
                 Arc::new(MemoryKeyValue::new(Some(LEASE_TTL))),
+                Arc::new(MemoryKeyValue::new(None)),
                 Arc::new(MemoryKeyValue::new(None)),
             )
         }
@@ -182,10 +192,23 @@ pub async fn open(
                 Arc::new(nats.bus()),
                 Arc::new(nats.leases()),
                 Arc::new(nats.kv()),
+                Arc::new(nats.credentials()),
             )
         }
     };
-    Ok(Engines { log, blobs, bus, leases, values, ownership, polls, store, log_is_embedded, readiness })
+    Ok(Engines {
+        log,
+        blobs,
+        bus,
+        leases,
+        values,
+        credentials,
+        ownership,
+        polls,
+        store,
+        log_is_embedded,
+        readiness,
+    })
 }
 
 /// Refuses roles apart from each other on engines that live in one process.
@@ -210,7 +233,7 @@ fn check_roles(config: &Config, roles: &BTreeSet<Role>) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// As [`open`].
-pub async fn open_store(config: &Config, data_dir: &Path) -> anyhow::Result<Arc<dyn Store>> {
+pub async fn open_store(config: &Config, data_dir: &Path) -> anyhow::Result<Arc<dyn ServerStore>> {
     match config.database.kind {
         DatabaseType::Sqlite => {
             let store = SqliteStore::open(data_dir.join(STORE_FILE))

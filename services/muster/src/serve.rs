@@ -9,10 +9,10 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, anyhow};
 use futures_util::future::select_all;
-use muster_api::Readiness;
+use muster_api::{KeySettings, Readiness};
 use muster_domain::budget::{Budget, Rate};
 use muster_domain::ids::{Cell, Timestamp};
-use muster_ports::store::Store;
+use muster_gateway::{Access, Ways};
 use muster_ports::{Clock, Random, Spawner};
 use prometheus::Registry;
 use tokio::net::TcpListener;
@@ -21,8 +21,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::config::{Auth, Budgets, Config};
-use crate::engines::{self, Role};
+use crate::config::{Auth, AuthType, Budgets, Config};
+use crate::engines::{self, Role, ServerStore};
 use crate::first_token;
 use crate::tls::Listeners;
 
@@ -178,6 +178,7 @@ impl Server {
                 path: config.server.websocket.path.clone(),
                 max_answer_size: config.server.polling.max_answer_size,
                 body_timeout: config.server.polling.body_timeout,
+                access: access(config, &engines),
                 drain: config.server.drain,
                 ..muster_gateway::Settings::new(cell.clone(), name)
             };
@@ -224,6 +225,16 @@ impl Server {
                 Ok(muster_control::run(settings, engines, metrics, stop).await?)
             }));
         }
+        if let Some(store) = engines.store.as_ref().filter(|_| has(Role::Control)) {
+            let keeper = muster_control::Keeper {
+                cell: cell.clone(),
+                store: Arc::clone(store) as _,
+                bucket: Arc::clone(&engines.credentials),
+                bus: Arc::clone(&engines.bus),
+                clock: clock.clone(),
+            };
+            running.push(Running::spawn("keeper", STOP_DEADLINE, async |stop| Ok(keeper.run(stop).await?)));
+        }
         let readiness = engines.readiness.clone();
         let router = match engines.store.as_ref().filter(|_| has(Role::Api)) {
             Some(store) => {
@@ -234,6 +245,7 @@ impl Server {
                     cell,
                     tenant: TENANT.parse().context("tenant")?,
                     rules: rules(&config.auth),
+                    keys: keys(config),
                 };
                 let engines = muster_api::Engines {
                     intent: as_intent(store),
@@ -243,7 +255,9 @@ impl Server {
                     access: Arc::clone(store) as _,
                     ownership: Arc::clone(&engines.ownership),
                     bus: Arc::clone(&engines.bus),
+                    credentials: Arc::clone(store) as _,
                     clock,
+                    random: system_random(),
                 };
                 muster_api::router(settings, engines, readiness.clone(), registry.clone())
             }
@@ -299,6 +313,33 @@ fn rules(auth: &Auth) -> muster_api::Rules {
     }
 }
 
+/// How agents show who they are.
+fn access(config: &Config, engines: &engines::Engines) -> Access {
+    let auth = &config.auth;
+    if auth.kind == [AuthType::None] {
+        return Access::default();
+    }
+    Access::checked(Ways {
+        anonymous: auth.takes(AuthType::None),
+        api_key: auth.takes(AuthType::ApiKey),
+        basic: auth.takes(AuthType::Basic),
+        key_prefix: auth.api_key.prefix.clone(),
+        rotation_warning: auth.api_key.rotation_warning,
+        failures: Rate { per_second: auth.failures_per_second, burst: auth.failures_per_second * 10 },
+        credentials: Arc::clone(&engines.credentials),
+    })
+}
+
+fn keys(config: &Config) -> KeySettings {
+    let keys = &config.auth.api_key;
+    KeySettings {
+        prefix: keys.prefix.clone(),
+        length: keys.length,
+        expiration: keys.expiration,
+        rotation_warning: keys.rotation_warning,
+    }
+}
+
 fn budgets(config: &Budgets) -> muster_gateway::Budgets {
     let (agent, tenant) = (&config.agent, &config.tenant);
     let budget = |messages: (u64, u64), bytes: (usize, usize)| Budget {
@@ -317,23 +358,23 @@ fn budgets(config: &Budgets) -> muster_gateway::Budgets {
     }
 }
 
-fn as_fold(store: &Arc<dyn Store>) -> Arc<dyn muster_ports::store::FoldStore> {
+fn as_fold(store: &Arc<dyn ServerStore>) -> Arc<dyn muster_ports::store::FoldStore> {
     Arc::clone(store) as _
 }
 
-fn as_intent(store: &Arc<dyn Store>) -> Arc<dyn muster_ports::store::IntentStore> {
+fn as_intent(store: &Arc<dyn ServerStore>) -> Arc<dyn muster_ports::store::IntentStore> {
     Arc::clone(store) as _
 }
 
-fn as_fleet(store: &Arc<dyn Store>) -> Arc<dyn muster_ports::store::FleetStore> {
+fn as_fleet(store: &Arc<dyn ServerStore>) -> Arc<dyn muster_ports::store::FleetStore> {
     Arc::clone(store) as _
 }
 
-fn as_components(store: &Arc<dyn Store>) -> Arc<dyn muster_ports::store::ComponentStore> {
+fn as_components(store: &Arc<dyn ServerStore>) -> Arc<dyn muster_ports::store::ComponentStore> {
     Arc::clone(store) as _
 }
 
-fn as_commands(store: &Arc<dyn Store>) -> Arc<dyn muster_ports::store::CommandStore> {
+fn as_commands(store: &Arc<dyn ServerStore>) -> Arc<dyn muster_ports::store::CommandStore> {
     Arc::clone(store) as _
 }
 

@@ -315,6 +315,11 @@ impl Connection {
         self.forget_claim(uid, |head, _| not_now.to(head.uid));
     }
 
+    /// The agent's credential may not be used for the uid: what waits is refused, and the session forgotten.
+    pub fn forbidden(&mut self, uid: InstanceUid, reason: &str) {
+        self.forget_claim(uid, |head, _| Output::Send(Reply::refusal(head.uid, reason)));
+    }
+
     fn is_claiming(&self, uid: InstanceUid) -> bool {
         self.sessions.get(&uid).is_some_and(|session| matches!(session.phase, Phase::Claiming))
     }

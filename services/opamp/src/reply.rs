@@ -70,6 +70,11 @@ impl Reply {
         Self::BadRequest { uid: Some(uid), reason }
     }
 
+    /// The message is refused for this reason.
+    pub fn refusal(uid: InstanceUid, reason: &str) -> Self {
+        Self::BadRequest { uid: Some(uid), reason: reason.to_owned() }
+    }
+
     /// The payload of the WebSocket message.
     pub fn frame(&self) -> Bytes {
         frame::encode(&self.message())

@@ -25,6 +25,10 @@ pub enum Subject {
     Wake(Cell),
     /// Floors have risen: every gateway looks. Carries no data.
     Floors(Cell),
+    /// Agents' credentials have changed: every gateway looks. Carries no data.
+    Credentials(Cell),
+    /// Requests to any one keeper of agents' credentials.
+    Keeper(Cell),
     /// What happens to a tenant's agents, for whoever watches.
     Events(Cell, Tenant),
 }
@@ -32,7 +36,7 @@ pub enum Subject {
 impl Subject {
     /// Whether each message goes to one of the subscribers, rather than to all.
     pub fn is_queue(&self) -> bool {
-        matches!(self, Self::Control(_))
+        matches!(self, Self::Control(_) | Self::Keeper(_))
     }
 }
 

@@ -23,6 +23,11 @@ impl Random {
         Self(Arc::new(draw))
     }
 
+    /// 64 random bits.
+    pub fn bits(&self) -> u64 {
+        (self.0)()
+    }
+
     /// A new UUIDv7 of this time: 48 bits of milliseconds, 74 random bits.
     pub fn uuid(&self, now: Timestamp) -> Uuid {
         let mut bits = [0; 10];

@@ -7,6 +7,7 @@ pub mod access;
 pub mod blobs;
 pub mod bus;
 pub mod contract;
+pub mod credentials;
 pub mod epochs;
 pub mod floors;
 pub mod host;

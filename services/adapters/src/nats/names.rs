@@ -79,6 +79,8 @@ pub(super) fn bus_subject(subject: &Subject) -> NatsSubject {
         Subject::Control(cell) => format!("muster.{}.control", token(cell.as_str())),
         Subject::Wake(cell) => format!("muster.{}.wake", token(cell.as_str())),
         Subject::Floors(cell) => format!("muster.{}.floors", token(cell.as_str())),
+        Subject::Credentials(cell) => format!("muster.{}.credentials", token(cell.as_str())),
+        Subject::Keeper(cell) => format!("muster.{}.keeper", token(cell.as_str())),
         Subject::Events(cell, tenant) => {
             format!("muster.{}.events.{}", token(cell.as_str()), token(tenant.as_str()))
         }

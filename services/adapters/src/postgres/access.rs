@@ -372,7 +372,7 @@ async fn limit_tenant(
 
 /// Everything of a tenant that goes with it. Its audit log stays, and the number of its intent and its floors:
 /// what was decided before must not be taken for something newer.
-const OF_A_TENANT: [&str; 15] = [
+const OF_A_TENANT: [&str; 17] = [
     "DELETE FROM agents WHERE tenant = $1",
     "DELETE FROM agent_states WHERE tenant = $1",
     "DELETE FROM sessions WHERE tenant = $1",
@@ -387,6 +387,11 @@ const OF_A_TENANT: [&str; 15] = [
     "DELETE FROM changes WHERE tenant = $1",
     "DELETE FROM changed_objects WHERE tenant = $1",
     "DELETE FROM owners WHERE tenant = $1",
+    // Gateways learn of what is revoked, not of what is not there any more.
+    "UPDATE credential_progress SET revision = revision + (SELECT count(*) FROM agent_credentials WHERE tenant = $1)",
+    "UPDATE agent_credentials AS c SET revoked_at = coalesce(c.revoked_at, c.created_at), revision = p.revision - r.n \
+     FROM credential_progress AS p, (SELECT id, row_number() OVER (ORDER BY id DESC) - 1 AS n \
+     FROM agent_credentials WHERE tenant = $1) AS r WHERE c.id = r.id",
     "DELETE FROM quarantine WHERE tenant = $1",
 ];
 

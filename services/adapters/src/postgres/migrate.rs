@@ -19,6 +19,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (5, "access", include_str!("../../migrations/postgres/0005_access.sql")),
     (6, "liveness", include_str!("../../migrations/postgres/0006_liveness.sql")),
     (7, "history", include_str!("../../migrations/postgres/0007_history.sql")),
+    (8, "credentials", include_str!("../../migrations/postgres/0008_credentials.sql")),
 ];
 
 impl PostgresStore {

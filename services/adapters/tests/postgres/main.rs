@@ -87,6 +87,7 @@ fn commit(partition: Partition, row: PartitionRow, agents: Vec<AgentWrite>) -> C
 async fn contract() {
     let Some(server) = server().await else { return };
     contract::store::all(async || store(server.database().await).await).await;
+    contract::credentials::all(async || store(server.database().await).await).await;
 }
 
 #[test]

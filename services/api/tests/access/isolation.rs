@@ -19,10 +19,14 @@ fn expected(operation: &str) -> Expected {
     match operation {
         "getAgent" | "labelAgent" | "retryAgent" | "commandAgent" | "getCommand" | "getConfig"
         | "getAssignment" | "revokeToken" | "listConfigVersions" | "diffConfigVersions" | "deleteConfig"
-        | "deleteAssignment" | "explainAgent" | "previewConfig" => Expected::NotThere,
+        | "deleteAssignment" | "explainAgent" | "previewConfig" | "getKey" | "revokeKey" | "rotateKey" => {
+            Expected::NotThere
+        }
         "listAgents" | "commandAgents" | "listAgentCommands" | "listCommands" | "watchEvents" | "apply"
         | "listConfigs" | "listAssignments" | "whoAmI" | "listTokens" | "createToken" | "revokeAccount"
-        | "listAudit" | "diffManifests" | "listChanges" => Expected::OwnOnly,
+        | "listAudit" | "diffManifests" | "listChanges" | "createKey" | "listKeys" | "revokeCredential" => {
+            Expected::OwnOnly
+        }
         "listTenants" | "getTenant" | "createTenant" | "limitTenant" | "removeTenant" => Expected::Denied,
         "health" | "ready" | "metrics" => Expected::Public,
         other => panic!("what is answered to {other} for another tenant's ids? say it here"),
@@ -40,6 +44,7 @@ async fn everything(rig: &Rig, owned: &Owned) -> Vec<String> {
         "/api/v1/configs".to_owned(),
         "/api/v1/assignments".to_owned(),
         "/api/v1/tokens".to_owned(),
+        "/api/v1/keys".to_owned(),
         "/api/v1/audit".to_owned(),
     ] {
         let answer = rig.call(Some(owned.token(Role::Admin)), Method::GET, &path, None).await;

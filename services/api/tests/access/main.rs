@@ -17,14 +17,15 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{Method, Request, Response, StatusCode};
-use muster_adapters_memory::{MemoryBus, MemoryOwnership, MemoryStore};
-use muster_api::{Engines, Peer, Readiness, Rules, Settings};
+use muster_adapters_memory::{MemoryBus, MemoryCredentials, MemoryOwnership, MemoryStore};
+use muster_api::{Engines, KeySettings, Peer, Readiness, Rules, Settings};
 use muster_domain::access::{OPERATIONS, Role};
 use muster_domain::agent::Agent;
 use muster_domain::audit::{Entry, Outcome};
 use muster_domain::ids::{AgentKey, InstanceUid, Partition, Tenant, Timestamp, TokenId};
 use muster_domain::tenant::Quotas;
 use muster_domain::token::{self, Token};
+use muster_ports::Random;
 use muster_ports::access::{TenantStore as _, TokenStore as _};
 use muster_ports::store::{AgentWrite, Commit, FoldStore as _};
 use serde_json::{Value, json};
@@ -106,9 +107,12 @@ impl Rig {
             access: store.clone(),
             ownership: Arc::new(MemoryOwnership::default()),
             bus: Arc::new(MemoryBus::default()),
+            credentials: Arc::new(MemoryCredentials::default()),
             clock: Arc::new(move || Timestamp(now.load(Ordering::Relaxed))),
+            random: Random::new(rand::random),
         };
-        let settings = Settings { cell: "default".parse().unwrap(), tenant: tenant("default"), rules };
+        let keys = KeySettings::default();
+        let settings = Settings { cell: "default".parse().unwrap(), tenant: tenant("default"), rules, keys };
         let router = muster_api::router(settings, engines, Readiness::default(), prometheus::Registry::new());
         Self { router, store, clock }
     }
@@ -145,7 +149,8 @@ impl Rig {
         for role in Role::ALL {
             tokens.insert(role, self.token(name, &format!("{name}-{role}"), role, 3600).await);
         }
-        let mut owned = Owned { name: name.to_owned(), uid: key.uid, tokens, command: String::new() };
+        let mut owned =
+            Owned { name: name.to_owned(), uid: key.uid, tokens, command: String::new(), key: String::new() };
         let admin = owned.tokens[&Role::Admin].0.clone();
         let manifests = MANIFESTS.replace("NAME", name);
         let applied = self.call(Some(&admin), Method::POST, "/api/v1/apply", Some(manifests)).await;
@@ -158,6 +163,9 @@ impl Rig {
         let restart = json!({"action": "restart"}).to_string();
         let given = self.call(Some(&admin), Method::POST, &path, Some(restart)).await;
         owned.command = given.json()["id"].as_str().unwrap().to_owned();
+        let key = json!({"name": format!("{name}-key")}).to_string();
+        let made = self.call(Some(&admin), Method::POST, "/api/v1/keys", Some(key)).await;
+        owned.key = made.json()["id"].as_str().unwrap().to_owned();
         owned
     }
 
@@ -230,6 +238,8 @@ struct Owned {
     tokens: BTreeMap<Role, (String, TokenId)>,
     /// Id of a command.
     command: String,
+    /// Id of a key of agents.
+    key: String,
 }
 
 impl Owned {
@@ -288,6 +298,15 @@ fn requests(of: &Owned) -> BTreeMap<&'static str, (Method, String, Option<String
         ),
         ("limitTenant", send(Method::PUT, format!("/api/v1/tenants/{name}/quotas"), json!({"quotas": {}}))),
         ("removeTenant", (Method::DELETE, format!("/api/v1/tenants/{name}"), None)),
+        ("createKey", send(Method::POST, "/api/v1/keys".to_owned(), json!({"name": "x"}))),
+        ("listKeys", get("/api/v1/keys".to_owned())),
+        ("getKey", get(format!("/api/v1/keys/{}", of.key))),
+        ("revokeKey", (Method::POST, format!("/api/v1/keys/{}/revoke", of.key), None)),
+        ("rotateKey", send(Method::POST, format!("/api/v1/keys/{}/rotate", of.key), json!({}))),
+        (
+            "revokeCredential",
+            send(Method::POST, "/api/v1/credentials/revoke".to_owned(), json!({"kind": "jwt", "name": "x"})),
+        ),
         ("health", get("/health".to_owned())),
         ("ready", get("/ready".to_owned())),
         ("metrics", get("/metrics".to_owned())),

@@ -18,12 +18,12 @@ use muster_proto::opamp::CustomMessage;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, error, info, warn};
 
-use crate::connection::DEFAULT_TENANT;
+use crate::access::Pass;
 use crate::mailbox::{Command, Offer};
 use crate::polling::answer::{self, Answer};
 use crate::polling::mail;
 use crate::upstream::ClaimError;
-use crate::{Shared, commands, payload, upstream};
+use crate::{Shared, access, commands, payload, upstream};
 
 /// How long ownership may take to hear of a request's end.
 const END: Duration = Duration::from_secs(2);
@@ -39,6 +39,7 @@ struct Request<'a> {
     /// The agent it is taken for. The uid is that of the message, or one that it asks for.
     key: AgentKey,
     peer: SocketAddr,
+    pass: Pass,
     head: Head,
     message: Bytes,
 }
@@ -52,10 +53,18 @@ struct Ordered {
 }
 
 /// Takes a request.
-pub(crate) async fn take(shared: &Shared, peer: SocketAddr, head: Head, message: Bytes) -> Answer {
-    let Ok(tenant) = DEFAULT_TENANT.parse() else { return Answer::shed(shared) };
-    let key = AgentKey { tenant, uid: head.uid };
-    let request = Request { shared, key, peer, head, message };
+pub(crate) async fn take(
+    shared: &Shared,
+    (peer, pass): (SocketAddr, Pass),
+    head: Head,
+    message: Bytes,
+) -> Answer {
+    let key = AgentKey { tenant: pass.tenant.clone(), uid: head.uid };
+    let request = Request { shared, key, peer, pass, head, message };
+    if !request.pass.may_use(head.uid) {
+        // A uid that another agent has, or one until the server gives one.
+        return if head.requests_uid { request.issue().await } else { request.forbidden() };
+    }
     let begun = request.begin().await;
     if !head.requests_uid {
         return request.begun(begun).await;
@@ -121,8 +130,12 @@ impl Request<'_> {
             Ok((_, Begun::Heartbeat)) => self.plain(false, "heartbeat"),
             Ok((_, Begun::Repeat { introduces })) => self.plain(introduces, "repeat"),
             Ok((_, Begun::Overlapping | Begun::Newcomer)) => self.plain(false, "overlapping"),
-            Err(ClaimError::Duplicate { new_uid }) => self.duplicate(new_uid),
+            Err(ClaimError::Duplicate { new_uid }) => match self.pass.join(self.shared, new_uid).await {
+                Ok(()) => self.duplicate(new_uid),
+                Err(error) => self.not_joined(new_uid, &error),
+            },
             Err(ClaimError::Refused) => self.refused(),
+            Err(ClaimError::Forbidden) => self.forbidden(),
             Err(ClaimError::Unknown(not_now)) => Answer::unavailable(uid, not_now, "unavailable"),
         }
     }
@@ -143,6 +156,21 @@ impl Request<'_> {
         info!(event = "agent_rekeyed", %tenant, agent_id = %uid, new_agent_id = %new_uid, remote_addr = %peer, "another live agent uses the instance_uid: this one was given a new one");
         let reply = Reply::Answer { uid: *uid, first: true, full_state: true, new_uid: Some(new_uid) };
         Answer::message(&reply.into(), None, "duplicate")
+    }
+
+    /// The credential may not be used for the uid.
+    fn forbidden(&self) -> Answer {
+        let Self { key: AgentKey { tenant, uid }, peer, .. } = self;
+        warn!(event = "agent_refused", %tenant, agent_id = %uid, remote_addr = %peer, "an agent's credential may not be used for its instance_uid");
+        let reply = Reply::refusal(*uid, &access::not_for(*uid));
+        Answer::message(&reply.into(), None, "forbidden")
+    }
+
+    /// A uid that the agent was to be given could not join its credential.
+    fn not_joined(&self, new_uid: InstanceUid, error: &str) -> Answer {
+        warn!(tenant = %self.key.tenant, agent_id = %new_uid, error, "a new instance_uid cannot join its agent's credential");
+        let not_now = upstream::not_now(self.shared, "the server cannot give the agent an instance_uid now");
+        Answer::unavailable(self.head.uid, not_now, "unavailable")
     }
 
     /// The agent was given new uids and does not take them.
@@ -166,10 +194,13 @@ impl Request<'_> {
         }
         let new = InstanceUid(shared.engines.new_id());
         let uid = shared.given().issue_to(client.clone(), self.head.digest, new, now);
+        if let Err(error) = self.pass.join(shared, uid).await {
+            return self.not_joined(uid, &error);
+        }
         let key = AgentKey { uid, ..self.key.clone() };
         let request = Self { key, ..self };
         let begun = match request.begin().await {
-            Err(ClaimError::Duplicate { .. } | ClaimError::Refused) => {
+            Err(ClaimError::Duplicate { .. } | ClaimError::Refused | ClaimError::Forbidden) => {
                 Err(request.unknown("the server has no instance_uid for the agent now"))
             }
             begun => begun,
@@ -198,7 +229,7 @@ impl Request<'_> {
 
     /// A request in flight, until it is ended.
     async fn work(self, id: PollId, taken: Taken) -> Answer {
-        let Self { shared, key, peer, head, message } = &self;
+        let Self { shared, key, peer, head, message, .. } = &self;
         if head.uid == key.uid && shared.given().came(key, (shared.engines.clock)()) {
             self.count_new_uid("taken");
         }

@@ -44,6 +44,10 @@ const OPERATIONS: &[(&[&str], &[&str])] = &[
     (&["audit", "list"], &["listAudit"]),
     (&["audit", "export"], &["listAudit"]),
     (&["audit", "verify"], &["listAudit"]),
+    (&["keys", "create"], &["createKey"]),
+    (&["keys", "list"], &["listKeys"]),
+    (&["keys", "revoke"], &["revokeKey", "revokeCredential"]),
+    (&["keys", "rotate"], &["rotateKey"]),
 ];
 
 /// Adds to the help of each client command which role it needs.

@@ -10,6 +10,7 @@ mod commands;
 mod contexts;
 mod explain;
 mod help;
+mod keys;
 mod output;
 mod revisions;
 mod sources;
@@ -33,6 +34,7 @@ pub use client::{CliError, PlacedError, Refusal};
 pub use commands::{MessageArgs, Order};
 pub use contexts::{ContextsCommand, LoginArgs};
 pub use help::with_roles;
+pub use keys::KeysCommand;
 pub use output::Format;
 pub use revisions::{DeleteArgs, PreviewArgs};
 pub use watch::WatchArgs;
@@ -132,6 +134,9 @@ pub enum ClientCommand {
     /// Show, export and verify the audit log.
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Make, list, revoke and replace the keys of agents.
+    #[command(subcommand)]
+    Keys(KeysCommand),
 }
 
 /// Exit code of a comparison that found differences.
@@ -199,5 +204,6 @@ pub async fn execute(
         ClientCommand::Watch(args) => args.run(&client, &mut printer).await,
         ClientCommand::Configs(command) => command.run(&client, &mut printer).await,
         ClientCommand::Assignments(command) => command.run(&client, &mut printer).await,
+        ClientCommand::Keys(command) => command.run(&client, &mut printer).await,
     }
 }

@@ -27,7 +27,7 @@ section! {
     Auth {
         /// How agents and users show who they are.
         kind as "type": Vec<AuthType> = key(one_or_list(one_of()), vec![AuthType::None])
-            .refuse("anything but `none`", |types| refuse_types(types));
+            .refuse("`jwt`, `mtls`", |types| refuse_types(types));
         /// File of the key that signs tokens.
         secret_key_file: Option<String> = optional(text()).without_effect();
         /// Tokens.
@@ -35,11 +35,18 @@ section! {
         /// Requests to the API.
         api: ApiAccess = nested(ApiAccess::read);
         /// Keys.
-        api_key: ApiKey = nested(ApiKey::read).without_effect();
+        api_key: ApiKey = nested(ApiKey::read);
+        /// How many attempts of one address may fail a second, in the long run; ten times as many at once.
+        failures_per_second: u64 = key(whole(1), 10);
     }
 }
 
 impl Auth {
+    /// Whether agents may show who they are in this way.
+    pub fn takes(&self, kind: AuthType) -> bool {
+        self.kind.contains(&kind)
+    }
+
     /// Whether everybody must show who they are.
     pub fn is_required(&self) -> bool {
         !self.kind.contains(&AuthType::None)
@@ -54,7 +61,7 @@ impl Auth {
 fn refuse_types(types: &[AuthType]) -> Option<String> {
     let missing: Vec<String> = types
         .iter()
-        .filter(|kind| **kind != AuthType::None)
+        .filter(|kind| matches!(kind, AuthType::Jwt | AuthType::Mtls))
         .map(|kind| format!("{:?}", kind.as_str()))
         .collect();
     let verb = if missing.len() == 1 { "does" } else { "do" };
@@ -93,13 +100,14 @@ section! {
     /// Section `auth.api_key`.
     ApiKey {
         /// Where keys are kept, as hashes.
-        storage: Option<String> = optional(text());
+        storage: Option<String> =
+            optional(text()).ignored("keys are in the store, as digests, and reach the gateways over the bus");
         /// The Redis that keys are kept in.
-        redis: KeyRedis = nested(KeyRedis::read);
+        redis: KeyRedis = nested(KeyRedis::read).without_effect();
         /// What every key begins with.
         prefix: String = key(text(), "opamp_".to_owned());
         /// Random characters in a key.
-        length: u32 = key(within(16..=256), 32);
+        length: usize = key(within(24..=256), 32);
         /// How long a key is valid.
         expiration: Duration = key(duration(), days(90));
         /// How long before its end a key is warned of.

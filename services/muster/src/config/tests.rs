@@ -421,8 +421,8 @@ fn what_protects_and_does_not_work_is_refused() {
                 remove it, or run on loopback without authentication"],
         ),
         (
-            "auth:\n  type: [none, mtls, basic]",
-            &["line 2, column 9: auth.type: \"mtls\" and \"basic\" do not work yet: \
+            "auth:\n  type: [api_key, mtls, jwt, basic]",
+            &["line 2, column 9: auth.type: \"mtls\" and \"jwt\" do not work yet: \
                 remove it, or run on loopback without authentication"],
         ),
         (
@@ -549,8 +549,15 @@ fn the_guide_s_other_settings_load() {
     let keys = mk_config(include_str!("fixtures/guide-5.2.2.yaml"));
     assert_eq!(keys.auth.api_key.redis.endpoint.as_deref(), Some("redis:6379"));
     assert_eq!(keys.auth.api_key.expiration, Duration::from_secs(90 * 86_400));
-    assert_eq!(keys.warnings, ["muster.yaml: line 4, column 3: auth.api_key: has no effect yet"]);
-    assert_eq!(refusals(&keys).len(), 1);
+    assert_eq!(
+        keys.warnings,
+        [
+            "muster.yaml: line 6, column 5: auth.api_key.storage: is ignored: keys are in the store, as digests, \
+                and reach the gateways over the bus",
+            "muster.yaml: line 7, column 5: auth.api_key.redis: has no effect yet",
+        ]
+    );
+    assert_eq!(refusals(&keys), [""; 0]);
 
     let tuning = mk_config(include_str!("fixtures/guide-8.2.yaml"));
     assert_eq!(tuning.server.websocket.max_connections, 10_000);

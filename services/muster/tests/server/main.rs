@@ -13,6 +13,7 @@ mod events;
 mod fleet;
 mod gateways;
 mod interop;
+mod keys;
 mod large;
 mod liveness;
 mod path;

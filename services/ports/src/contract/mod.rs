@@ -5,6 +5,7 @@
 
 pub mod blobs;
 pub mod bus;
+pub mod credentials;
 pub mod kv;
 pub mod log;
 pub mod ownership;
