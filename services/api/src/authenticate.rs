@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
+use muster_auth::{Claims, Issuer, VerifyError};
 use muster_domain::access::{Principal, Role};
 use muster_domain::ids::Tenant;
 use muster_domain::network::Network;
@@ -12,6 +13,7 @@ use muster_domain::tenant::{Quotas, TenantRecord};
 use muster_domain::token::{self, State};
 use muster_ports::Clock;
 use muster_ports::access::AccessStore;
+use serde_json::Value;
 
 use crate::problem::ApiError;
 
@@ -105,6 +107,78 @@ pub(crate) async fn by_token(
     }
     let principal = Principal { name: token.account, tenant: token.tenant, role: token.role };
     Ok(Authenticated { principal, quotas: tenant.quotas })
+}
+
+/// Who has issued tokens for people, and what they say of them.
+pub struct People {
+    /// The issuer.
+    pub issuer: Issuer,
+    /// The claim that names them.
+    pub account_claim: String,
+    /// The claim that names their tenant.
+    pub tenant_claim: String,
+    /// The tenant of those whose token names none; they are refused where it is not given.
+    pub tenant: Option<Tenant>,
+    /// The claim that names their role: a text, or a list of which the known ones count.
+    pub role_claim: String,
+    /// The most that a token of the issuer allows, whatever it says.
+    pub most: Role,
+}
+
+impl People {
+    /// Who a token is of, by what it says.
+    fn principal(&self, claims: &Claims) -> Result<Principal, ApiError> {
+        let text = |name: &str| claims.get(name).and_then(Value::as_str);
+        let name = text(&self.account_claim).filter(|name| token::check_account(name).is_ok());
+        let name = name.ok_or_else(|| {
+            refused(&format!("the token has no claim {} that is a name", self.account_claim))
+        })?;
+        let tenant = match text(&self.tenant_claim) {
+            Some(tenant) => tenant.parse().ok(),
+            None => self.tenant.clone(),
+        };
+        let tenant = tenant.ok_or_else(|| {
+            refused(&format!("the token has no claim {} that is a tenant", self.tenant_claim))
+        })?;
+        let said: Vec<&str> = match claims.get(&self.role_claim) {
+            Some(Value::Array(all)) => all.iter().filter_map(Value::as_str).collect(),
+            one => one.and_then(Value::as_str).into_iter().collect(),
+        };
+        let roles = said.into_iter().filter_map(|role| role.parse::<Role>().ok());
+        let allowed = roles.filter(|role| self.most.includes(*role));
+        // Of several, the one that allows most.
+        let role = allowed.reduce(|best, role| if role.includes(best) { role } else { best });
+        let role = role.ok_or_else(|| {
+            ApiError::Forbidden(format!(
+                "the token gives no role by its claim {} that it may give",
+                self.role_claim
+            ))
+        })?;
+        Ok(Principal { name: name.to_owned(), tenant, role })
+    }
+}
+
+/// Finds out who a token of the issuer is of.
+pub(crate) async fn by_issuer(
+    people: &People,
+    store: &Arc<dyn AccessStore>,
+    clock: &Clock,
+    text: &str,
+) -> Result<Authenticated, ApiError> {
+    let claims = match people.issuer.verify(text, clock()).await {
+        Ok(claims) => claims,
+        Err(VerifyError::Refused(why)) => return Err(refused(&why.to_string())),
+        Err(VerifyError::Unavailable(_)) => {
+            return Err(ApiError::Busy(
+                "the issuer of the token does not answer: try again later".to_owned(),
+            ));
+        }
+    };
+    let principal = people.principal(&claims)?;
+    match live_tenant(store, &principal.tenant).await? {
+        Some(tenant) => Ok(Authenticated { principal, quotas: tenant.quotas }),
+        None => Err(refused("the token is of a tenant that is not there")),
+    }
 }
 
 /// The tenant, if it is there and not removed.

@@ -25,7 +25,10 @@ use tracing::{debug, info, warn};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{OpenApi, PathItem};
 
-use crate::authenticate::{Authenticated, Shown, anonymous, by_token, client, live_tenant, refused, shown};
+use crate::Engines;
+use crate::authenticate::{
+    Authenticated, People, Shown, anonymous, by_issuer, by_token, client, live_tenant, refused, shown,
+};
 use crate::caller::{Caller, Remote};
 use crate::limits::{self, Limits};
 use crate::problem::ApiError;
@@ -80,6 +83,7 @@ pub(crate) struct Guard {
     /// The tenant of who shows nothing.
     home: Tenant,
     store: Arc<dyn AccessStore>,
+    people: Option<Arc<People>>,
     clock: Clock,
     requests: Limits<Tenant>,
     failures: Limits<IpAddr>,
@@ -87,15 +91,17 @@ pub(crate) struct Guard {
 
 impl Guard {
     /// Stands before the routes of this document.
-    pub(crate) fn new(
-        document: &OpenApi,
-        home: Tenant,
-        rules: Rules,
-        store: Arc<dyn AccessStore>,
-        clock: Clock,
-    ) -> Self {
-        let routes = routes(document);
-        Self { routes, rules, home, store, clock, requests: Limits::new(), failures: Limits::new() }
+    pub(crate) fn new(document: &OpenApi, home: Tenant, rules: Rules, engines: &Engines) -> Self {
+        Self {
+            routes: routes(document),
+            rules,
+            home,
+            store: Arc::clone(&engines.access),
+            people: engines.people.clone(),
+            clock: engines.clock.clone(),
+            requests: Limits::new(),
+            failures: Limits::new(),
+        }
     }
 
     /// Who asks; nobody for what is public.
@@ -181,9 +187,10 @@ impl Guard {
                 Ok(Authenticated { principal: anonymous(self.home.clone()), quotas: Quotas::default() })
             }
             Shown::Token(text) => by_token(&self.store, &self.clock, &text).await,
-            Shown::Signed(_) => {
-                Err(refused("tokens of an issuer are not taken: no issuer is configured (oidc)"))
-            }
+            Shown::Signed(text) => match &self.people {
+                Some(people) => by_issuer(people, &self.store, &self.clock, &text).await,
+                None => Err(refused("tokens of an issuer are not taken: none is configured (oidc.issuer)")),
+            },
         }
     }
 

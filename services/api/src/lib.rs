@@ -57,6 +57,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub use crate::authenticate::People;
 use crate::guard::Guard;
 pub use crate::guard::Rules;
 pub use crate::keys::KeySettings;
@@ -97,6 +98,8 @@ pub struct Engines {
     pub access: Arc<dyn AccessStore>,
     /// Agents' credentials.
     pub credentials: Arc<dyn CredentialStore>,
+    /// Who issues tokens of people, if anybody does.
+    pub people: Option<Arc<People>>,
     /// When agents were heard last.
     pub ownership: Arc<dyn Ownership>,
     /// Wakes control; what happens to agents.
@@ -152,8 +155,7 @@ pub fn router(settings: Settings, engines: Engines, readiness: Readiness, metric
     let document = openapi();
     let Settings { tenant, rules, .. } = shared.settings.clone();
     let cors = cors(&rules);
-    let access = Arc::clone(&shared.engines.access);
-    let guard = Arc::new(Guard::new(&document, tenant, rules, access, shared.engines.clock.clone()));
+    let guard = Arc::new(Guard::new(&document, tenant, rules, &shared.engines));
     router
         .route(
             guard::DOCUMENT,

@@ -5,6 +5,7 @@ pub mod config;
 pub mod demo;
 pub mod engines;
 mod first_token;
+mod people;
 pub mod program;
 pub mod serve;
 pub mod telemetry;

@@ -23,8 +23,8 @@ use tracing::{error, info, warn};
 
 use crate::config::{Auth, AuthType, Budgets, Config};
 use crate::engines::{self, Role, ServerStore};
-use crate::first_token;
 use crate::tls::Listeners;
+use crate::{first_token, people};
 
 /// Tenant of agents and requests without a credential.
 const TENANT: &str = "default";
@@ -253,6 +253,7 @@ impl Server {
                     components: as_components(store),
                     commands: as_commands(store),
                     access: Arc::clone(store) as _,
+                    people: people::of(&config.oidc)?.map(Arc::new),
                     ownership: Arc::clone(&engines.ownership),
                     bus: Arc::clone(&engines.bus),
                     credentials: Arc::clone(store) as _,

@@ -51,7 +51,7 @@ pub use muster::{Muster, MusterBuilder, StartError};
 pub use poller::{Answer, Poller, gunzip, gzip};
 pub use ports::free_ports;
 pub use raw_agent::{RawAgent, Refusal};
-pub use scripts::{node_or_skip, python_or_skip};
+pub use scripts::{issuer_or_skip, node_or_skip, python_or_skip};
 
 use std::time::Duration;
 

@@ -105,6 +105,7 @@ impl Rig {
             components: store.clone(),
             commands: store.clone(),
             access: store.clone(),
+            people: None,
             ownership: Arc::new(MemoryOwnership::default()),
             bus: Arc::new(MemoryBus::default()),
             credentials: Arc::new(MemoryCredentials::default()),

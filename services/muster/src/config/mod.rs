@@ -28,7 +28,7 @@ pub use backends::{
     Bus, BusType, Database, DatabaseType, ObjectStorage, Ownership, OwnershipType, Storage, StorageType,
 };
 pub use kinds::{Secret, parse_duration};
-pub use people::ApiAccess;
+pub use people::{ApiAccess, Oidc, RoleName};
 pub use reader::Reserved;
 pub use reference::table as reference_table;
 pub use server::{
@@ -65,7 +65,7 @@ section! {
         /// Renewal of certificates.
         certificate_rotation: CertificateRotation = nested(CertificateRotation::read).without_effect();
         /// Login of users by OpenID Connect.
-        oidc: Reserved = anything().refuse("login by OpenID Connect does not work yet: remove it");
+        oidc: Oidc = nested(Oidc::read);
         /// Who is told of what.
         notifications: Reserved = anything();
         /// Where secrets are kept that templates refer to.
@@ -193,6 +193,24 @@ impl Config {
         if place("auth.type").is_none() {
             let what = "has no effect while auth.type is not set: remove it, or set auth.type: none";
             ["auth.secret_key_file", "auth.jwt", "auth.api_key"].iter().for_each(|path| refuse(path, what));
+        }
+        if self.oidc.issuer.is_some() && self.oidc.audience.is_none() {
+            let what = "set oidc.audience too: else tokens that are meant for others would count";
+            refuse("oidc.issuer", what);
+        }
+        if self.oidc.issuer.is_none() {
+            let what = "has no effect while oidc.issuer is not set: remove it, or set oidc.issuer";
+            [
+                "oidc.audience",
+                "oidc.jwks",
+                "oidc.tenant",
+                "oidc.account_claim",
+                "oidc.tenant_claim",
+                "oidc.role_claim",
+                "oidc.most_role",
+            ]
+            .iter()
+            .for_each(|path| refuse(path, what));
         }
         if place("server.tls.enabled").is_none() {
             let what = "has no effect while server.tls.enabled is not set: remove it, or set server.tls.enabled: false";

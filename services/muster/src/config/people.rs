@@ -3,7 +3,7 @@
 use muster_domain::budget::Rate;
 use muster_domain::network::Network;
 
-use super::kinds::{boolean, list, network, origin, whole};
+use super::kinds::{boolean, choice, list, network, one_of, origin, text, whole};
 use super::reader::{key, optional, section};
 
 section! {
@@ -37,5 +37,43 @@ impl ApiAccess {
     /// How often an address may fail to show who it is.
     pub fn failures(&self) -> Rate {
         Rate { per_second: self.failures_per_second, burst: self.failures_burst }
+    }
+}
+
+section! {
+    /// Section `oidc`: tokens of people that an issuer signs (OpenID Connect).
+    Oidc {
+        /// The issuer, as its tokens name it.
+        issuer: Option<String> = optional(text());
+        /// Whom tokens must be meant for; needed with `oidc.issuer`.
+        audience: Option<String> = optional(text());
+        /// File or URL of the issuer's keys (JWKS), where the issuer does not say itself.
+        jwks: Option<String> = optional(text());
+        /// The claim that names the person.
+        account_claim: String = key(text(), "sub".to_owned());
+        /// The claim that names the person's tenant.
+        tenant_claim: String = key(text(), "muster_tenant".to_owned());
+        /// The tenant of tokens that name none; without it they are refused.
+        tenant: Option<String> = optional(text());
+        /// The claim that names the person's role, or roles.
+        role_claim: String = key(text(), "muster_role".to_owned());
+        /// The most that such a token allows.
+        most_role: RoleName = key(one_of(), RoleName::Admin);
+    }
+}
+
+choice! {
+    /// A role.
+    RoleName {
+        /// Reads.
+        Viewer = "viewer";
+        /// Applies and commands.
+        Operator = "operator";
+        /// Approves.
+        Approver = "approver";
+        /// Everything in its tenant.
+        Admin = "admin";
+        /// Everything in every tenant.
+        System = "system";
     }
 }

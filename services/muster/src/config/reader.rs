@@ -229,20 +229,11 @@ pub struct Reserved {
 }
 
 /// A key under which anything is taken, and has no effect yet.
-pub(super) struct Anything {
-    refuse: Option<&'static str>,
-}
+pub(super) struct Anything;
 
 /// Anything, and it has no effect yet.
 pub(super) fn anything() -> Anything {
-    Anything { refuse: None }
-}
-
-impl Anything {
-    /// Declares that it must not be started with when it is given.
-    pub(super) fn refuse(self, why: &'static str) -> Self {
-        Self { refuse: Some(why) }
-    }
+    Anything
 }
 
 impl Item<Reserved> for Anything {
@@ -253,7 +244,7 @@ impl Item<Reserved> for Anything {
             what: "anything".to_owned(),
             default: String::new(),
             effect: Effect::NotYet,
-            refused: self.refuse.map(|_| "any value"),
+            refused: None,
             about,
         });
         let Some(entry) = at.reader.tree.take(&path) else { return Reserved { given: false } };
@@ -262,10 +253,7 @@ impl Item<Reserved> for Anything {
             at.check_empty(&entry.place, &path);
             return Reserved { given: false };
         }
-        match self.refuse {
-            Some(why) => at.reader.refusals.push(Finding::new(&entry.place, &path, why)),
-            None => at.warn(&entry.place, &path, Effect::NotYet),
-        }
+        at.warn(&entry.place, &path, Effect::NotYet);
         Reserved { given: true }
     }
 }

@@ -350,7 +350,7 @@ fn a_bad_variable_is_told_by_its_name() {
 
 #[test]
 fn an_empty_variable_does_not_switch_off_what_the_file_protects() {
-    let file = "server: {tls: {enabled: true}}\nauth: {type: jwt}\noidc: {issuer: x}\n";
+    let file = "server: {tls: {enabled: true}}\nauth: {type: jwt}\noidc: {audience: x}\n";
     for name in ["MUSTER_SERVER__TLS", "MUSTER_AUTH", "MUSTER_AUTH__TYPE", "MUSTER_OIDC"] {
         assert!(with_variables(file, &[(name, " ")]).is_err(), "{name}");
     }
@@ -451,7 +451,9 @@ fn what_protects_and_does_not_work_is_refused() {
         ),
         (
             "oidc: {issuer: x}",
-            &["line 1, column 1: oidc: login by OpenID Connect does not work yet: remove it"],
+            &[
+                "line 1, column 16: oidc.issuer: set oidc.audience too: else tokens that are meant for others would count",
+            ],
         ),
         (
             "policies: {package_update: {approval_required: true}}",

@@ -16,6 +16,7 @@ mod interop;
 mod keys;
 mod large;
 mod liveness;
+mod oidc;
 mod path;
 mod polling;
 mod quirks;

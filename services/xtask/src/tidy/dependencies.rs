@@ -36,6 +36,7 @@ const RULES: &[Rule] = &[
         "muster-proto", "serde", "serde_json", "thiserror", "tokio", "tracing", "uuid"], &[DRIVERS, ROLES]),
     any("muster-tls", &[DRIVERS, ADAPTERS, ROLES]),
     any("muster-adapters", &[ROLES]),
+    any("muster-auth", &[DRIVERS, ADAPTERS, ROLES]),
     any("muster-gateway", &[DRIVERS, ADAPTERS, &["muster-control", "muster-api"]]),
     any("muster-control", &[DRIVERS, ADAPTERS, &["muster-gateway", "muster-api", "muster-opamp"]]),
     any("muster-api", &[DRIVERS, ADAPTERS, &["muster-gateway", "muster-control", "muster-opamp"]]),
