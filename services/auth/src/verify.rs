@@ -101,8 +101,7 @@ fn check(claims: Claims, rules: &Rules, now: Timestamp) -> Result<Claims, Refuse
     let seconds = |name: &str| claims.get(name).map(Value::as_f64);
     let (now, leeway) = (now.0 as f64 / 1e6, rules.leeway.as_secs_f64());
     let Some(Some(expires)) = seconds("exp") else { return Err(Refused::Missing("exp".to_owned())) };
-    // Written so that what is no number, as NaN, does not pass.
-    if !(now < expires + leeway) {
+    if expires + leeway <= now {
         return Err(Refused::Expired);
     }
     for name in ["nbf", "iat"] {
