@@ -49,6 +49,7 @@ pub struct MemoryLog {
 #[derive(Debug)]
 struct Shared {
     limits: Limits,
+    id: Option<MessageId>,
     partitions: Vec<PartitionLog>,
     /// Last position that was given.
     last: AtomicU64,
@@ -71,7 +72,12 @@ struct Entries {
 impl MemoryLog {
     /// An empty log of this size.
     pub fn new(limits: Limits) -> Self {
-        Self { shared: Arc::new(Shared::new(limits)) }
+        Self { shared: Arc::new(Shared::new(limits, None)) }
+    }
+
+    /// An empty log of this size that others are told from by its id.
+    pub fn with_id(limits: Limits, id: MessageId) -> Self {
+        Self { shared: Arc::new(Shared::new(limits, Some(id))) }
     }
 
     /// Bytes that the entries count now.
@@ -82,14 +88,14 @@ impl MemoryLog {
 
 impl Default for Shared {
     fn default() -> Self {
-        Self::new(Limits::default())
+        Self::new(Limits::default(), None)
     }
 }
 
 impl Shared {
-    fn new(limits: Limits) -> Self {
+    fn new(limits: Limits, id: Option<MessageId>) -> Self {
         let partitions = Partition::all().map(|_| PartitionLog::default()).collect();
-        Self { limits, partitions, last: AtomicU64::new(0), used_bytes: AtomicUsize::new(0) }
+        Self { limits, id, partitions, last: AtomicU64::new(0), used_bytes: AtomicUsize::new(0) }
     }
 
     fn partition(&self, partition: Partition) -> &PartitionLog {
@@ -174,6 +180,9 @@ impl Log for MemoryLog {
         partition: Partition,
         position: Position,
     ) -> Result<Option<MessageId>, EngineError> {
+        if position == Position::default() {
+            return Ok(self.shared.id);
+        }
         let entries = lock(&self.shared.partition(partition).entries);
         let found = entries.kept.binary_search_by_key(&position, |entry| entry.position);
         Ok(found.ok().and_then(|at| entries.kept.get(at)).map(|entry| entry.id))

@@ -217,14 +217,19 @@ async fn a_stream_that_was_made_anew_is_told_from_the_old_one() {
     let mut reader = log.read(partition(1), Position::default()).await.unwrap();
     assert_eq!(take(&mut *reader, 5).await, published);
 
+    let own = log.id_at(partition(1), Position::default()).await.unwrap();
+    assert!(own.is_some());
     let context = jetstream::new(async_nats::connect(&options.url).await.unwrap());
     context.delete_stream(log.stream_name()).await.unwrap();
+    assert!(log.id_at(partition(1), Position::default()).await.is_err());
     let gone = log.publish(partition(1), entry(0).0, Bytes::new()).await.unwrap_err().to_string();
     assert!(gone.contains("does not answer"), "{gone}");
     let gone = log.id_at(partition(1), published[0].position).await.unwrap_err().to_string();
     assert!(gone.contains("is gone"), "{gone}");
 
     let log = connect(&options).await.log();
+    let other = log.id_at(partition(1), Position::default()).await.unwrap();
+    assert!(other.is_some() && other != own, "another stream has another id");
     for number in 0..9 {
         publish(&log, partition(1), number).await;
     }

@@ -108,6 +108,7 @@ impl Life {
                 sequence_num: *number,
                 digest: if plain { 1 } else { self.random.random_range(2..5) },
                 has_description: described,
+                is_full: described,
             }),
             plain: plain || unnumbered,
             capabilities: AgentCapabilities(if self.random.random_bool(0.9) {

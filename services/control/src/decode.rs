@@ -71,6 +71,7 @@ pub(crate) fn envelope(payload: Bytes) -> Result<Read, Unusable> {
         sequence_num: envelope.sequence_num,
         started,
         report,
+        sent: envelope.sent_config_hash.map(|hash| ConfigHash::new(&hash)),
         ended: envelope.ended.map(|ended| end_reason(ended.reason())),
         silent: envelope.silent,
         unsent: envelope.unsent.and_then(|unsent| {

@@ -7,6 +7,7 @@
 pub(crate) mod batch;
 pub(crate) mod commands;
 mod components;
+mod epoch;
 mod read;
 mod silent;
 
@@ -14,12 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use muster_domain::agent::EndReason;
 use muster_domain::ids::{AgentKey, Incarnation, IntentRevision, MessageId, Partition, Tenant, Timestamp};
 use muster_ports::EngineError;
-use muster_ports::bus::Subject;
-use muster_ports::epochs;
 use muster_ports::log::{LogEntry, LogReader, Position};
 use muster_ports::store::{Commit, CommitError, PartitionRow, StoredAgent};
 use muster_proto::Message;
@@ -141,7 +139,14 @@ async fn work(
         commands: commands::Waiting::default(),
     };
     worker.verify_epoch().await?;
-    let mut reader = shared.engines.log.read(partition, worker.row.position).await?;
+    let mut reader = loop {
+        let reader = shared.engines.log.read(partition, worker.row.position).await?;
+        // A log that took the place of the verified one before it was opened would be read from the middle.
+        if worker.is_log_known().await? {
+            break reader;
+        }
+        worker.verify_epoch().await?;
+    };
     changed.mark_seen();
     worker.look_at_all(&shared.intents.planners(), true).await?;
     // What was queued before this worker began.
@@ -172,6 +177,7 @@ async fn work(
             }
             _ = sweep.tick() => {
                 worker.verify_row().await?;
+                worker.tell_epoch().await?;
                 worker.end_orphans().await?;
                 worker.lists.ask(shared).await;
                 if !worker.gone.is_empty() {
@@ -237,47 +243,6 @@ async fn next_news(
 impl Worker<'_> {
     fn now(&self) -> Timestamp {
         (self.shared.engines.clock)()
-    }
-
-    /// Makes sure that the log is the one that the row's position is of, and the store one that was not set
-    /// back; otherwise opens an epoch. Gateways learn of every epoch, and ask their agents for full state when
-    /// it has risen.
-    async fn verify_epoch(&mut self) -> Result<(), Restart> {
-        let (bucket, cell) = (self.shared.engines.values.as_ref(), &self.shared.settings.cell);
-        let row = self.row;
-        let told = epochs::load(bucket, cell).await?.of(self.partition);
-        let is_known = row.position == Position::default() || {
-            let found = self.shared.engines.log.id_at(self.partition, row.position).await?;
-            found.is_some() && found == row.message
-        };
-        if !is_known || told > row.epoch {
-            let progress = match is_known {
-                true => (told + 1, row.position, row.message),
-                false => (row.epoch.max(told) + 1, Position::default(), None),
-            };
-            debug!(partition = %self.partition, epoch = progress.0, position = row.position.0, told, "the log or the store is not the one of before: a new epoch begins");
-            let commit = self.commit(progress, BTreeMap::new(), Vec::new());
-            self.row = self.write(commit).await.map_err(|error| match error {
-                CommitError::Engine(error) => Restart::Engine(error),
-                CommitError::Rejected { reason } => Restart::Rejected(reason),
-                CommitError::RowMoved | CommitError::IntentMoved(_) | CommitError::CommandMoved(_) => {
-                    Restart::RowMoved
-                }
-            })?;
-        }
-        if self.row.epoch > told {
-            let _turn = self.shared.raising_epochs.lock().await;
-            epochs::raise(bucket, cell, self.partition, self.row.epoch).await?;
-            // Gateways look by themselves if this is lost.
-            let _ = self.shared.engines.bus.publish(&Subject::Floors(cell.clone()), Bytes::new()).await;
-        }
-        Ok(())
-    }
-
-    /// Makes sure that the row is the one that this worker left: a quiet one would not notice for long.
-    async fn verify_row(&self) -> Result<(), Restart> {
-        let row = self.shared.engines.fold.partition(&self.shared.settings.cell, self.partition).await?;
-        if row == self.row { Ok(()) } else { Err(Restart::RowMoved) }
     }
 
     fn commit(

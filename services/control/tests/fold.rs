@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use muster_adapters_memory::log::Limits;
 use muster_adapters_memory::{
     MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryOwnership, MemoryStore,
 };
@@ -510,6 +511,50 @@ async fn gateways_are_told_of_every_epoch() {
     cluster.stop = CancellationToken::new();
     cluster.start_control();
     assert_eq!(told(&cluster, &keys[0], 3 + RESYNC_LIFT).await, 3 + RESYNC_LIFT);
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_log_that_is_lost_before_anything_of_it_was_folded_is_another_epoch() {
+    let log = |id| Arc::new(MemoryLog::with_id(Limits::default(), MessageId(Uuid::from_u128(id))));
+    let mut cluster = Cluster::new();
+    let mut epoch = 1;
+    for (id, wanted) in [(1, 1), (1, 1), (2, 2), (2, 2), (3, 3)] {
+        cluster.log = log(id);
+        cluster.stop = CancellationToken::new();
+        cluster.start_control();
+        epoch = told(&cluster, &key(1), wanted.max(epoch)).await;
+        assert_eq!(epoch, wanted, "log {id}");
+        // The row is made when the bucket is told.
+        begins_with(&cluster, &key(1), id).await;
+        cluster.stop().await;
+    }
+}
+
+/// Waits until the agent's partition begins with this log.
+async fn begins_with(cluster: &Cluster, key: &AgentKey, id: u128) {
+    let cell = "default".parse().unwrap();
+    let begun = async {
+        loop {
+            let row = cluster.store.partition(&cell, Partition::of(key)).await.unwrap();
+            if row.message == Some(MessageId(Uuid::from_u128(id))) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, begun).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bucket_that_is_lost_is_told_the_epochs_again() {
+    let mut cluster = Cluster::new();
+    cluster.start_control();
+    let (cell, partition) = ("default".parse().unwrap(), Partition::of(&key(1)));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    cluster.values.remove("epochs/default").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    assert_eq!(epochs::load(cluster.values.as_ref(), &cell).await.unwrap().of(partition), 1);
     cluster.stop().await;
 }
 

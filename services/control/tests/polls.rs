@@ -126,8 +126,12 @@ impl Cluster {
     async fn poll(&mut self, is_report: bool) -> Option<Taken> {
         self.requests += 1;
         self.sequence += 1;
-        let message =
-            Numbered { sequence_num: self.sequence, digest: self.sequence, has_description: is_report };
+        let message = Numbered {
+            sequence_num: self.sequence,
+            digest: self.sequence,
+            has_description: is_report,
+            is_full: is_report,
+        };
         let poll = Poll {
             id: PollId(Uuid::from_u128(self.requests)),
             session: SessionId(Uuid::from_u128(0x5e55 << 64 | self.requests)),

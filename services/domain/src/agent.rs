@@ -222,6 +222,9 @@ pub struct Entry {
     pub started: Option<(Transport, String)>,
     /// What the agent reports.
     pub report: Option<Report>,
+    /// The config that the agent was sent last on its connection, if one was; `None` where its gateway does
+    /// not say.
+    pub sent: Option<Option<ConfigHash>>,
     /// Set on a session's last entry.
     pub ended: Option<EndReason>,
     /// The agent says nothing for longer than its heartbeats allow, on a connection that is open.
@@ -327,7 +330,9 @@ impl Agent {
             self.start_session(&entry, &mut folded);
         }
         if let Some(report) = entry.report {
-            self.fold_report(report, entry.session, entry.sequence_num, entry.received_at, &mut folded);
+            let Entry { session, sequence_num, received_at, .. } = entry;
+            let sent = entry.sent.unwrap_or_else(|| self.state.offered_to(session));
+            self.fold_report(report, sent, sequence_num, received_at, &mut folded);
         }
         folded.events.extend(entry.unsent.map(AgentEvent::Unsent));
         match entry.ended {
@@ -378,7 +383,7 @@ impl Agent {
     fn fold_report(
         &mut self,
         report: Report,
-        session: SessionId,
+        sent: Option<ConfigHash>,
         sequence_num: u64,
         at: Timestamp,
         folded: &mut Folded,
@@ -419,7 +424,7 @@ impl Agent {
         if let Some(mut status) = report.remote_config {
             if status.hash.is_none() && status.status != ConfigStatus::Unset {
                 let is_same = state.effective_config == effective_before;
-                status.hash = state.hash_meant(status.status, session, is_full, is_same);
+                status.hash = state.hash_meant(status.status, sent, is_full, is_same);
             }
             state.fold_remote_config(status, at, folded);
         }
@@ -428,13 +433,19 @@ impl Agent {
 }
 
 impl AgentState {
-    /// What a status is about that some clients report without a hash. News is about what this session
-    /// was offered last. A full report repeats what was so before, if nothing speaks against it: the
+    /// What a session was offered last, sent or not.
+    fn offered_to(&self, session: SessionId) -> Option<ConfigHash> {
+        let offered = self.offered.as_ref().filter(|offered| offered.session == session);
+        offered.map(|offered| offered.hash.clone())
+    }
+
+    /// What a status is about that some clients report without a hash. News is about what the agent was
+    /// sent last. A full report repeats what was so before, if nothing speaks against it: the
     /// offer may not have arrived. Otherwise nobody knows, and the config is offered again.
     fn hash_meant(
         &self,
         status: ConfigStatus,
-        session: SessionId,
+        sent: Option<ConfigHash>,
         is_full: bool,
         is_same: bool,
     ) -> Option<ConfigHash> {
@@ -442,8 +453,7 @@ impl AgentState {
             let known = &self.remote_config;
             return known.hash.clone().filter(|_| known.status == status && is_same);
         }
-        let offered = self.offered.as_ref().filter(|offered| offered.session == session);
-        offered.map(|offered| offered.hash.clone())
+        sent
     }
 
     fn fold_remote_config(&mut self, status: RemoteConfigStatus, at: Timestamp, folded: &mut Folded) {

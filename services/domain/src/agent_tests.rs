@@ -20,6 +20,7 @@ fn entry(session: u128, claim: u64, at: u64) -> Entry {
         sequence_num: at,
         started: None,
         report: None,
+        sent: None,
         ended: None,
         silent: false,
         unsent: None,
@@ -211,6 +212,19 @@ fn a_status_without_a_hash_is_not_about_an_offer_that_may_not_have_arrived() {
     report(&mut agent, 230, status(Some(hash(2)), ConfigStatus::Applied));
     agent.fold(Entry { report: Some(full(Some("x"))), ..entry(2, 2, 240) });
     assert_eq!(agent.state.remote_config.hash, None);
+}
+
+#[test]
+fn a_status_without_a_hash_is_about_what_was_sent_and_not_about_what_was_offered() {
+    let mut agent = Agent::new(key(), Timestamp(1));
+    offer(&mut agent, 2, 100);
+    let news = |sent| Entry { report: Some(status(None, ConfigStatus::Applied)), sent, ..entry(1, 1, 110) };
+    // The offer was lost on its way, and the agent is at the one before.
+    agent.fold(news(Some(None)));
+    assert_eq!(agent.state.remote_config.hash, None);
+    agent.fold(news(Some(Some(hash(1)))));
+    assert_eq!(agent.state.remote_config.hash, Some(hash(1)));
+    assert!(agent.state.offered.is_some());
 }
 
 proptest! {

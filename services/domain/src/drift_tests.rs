@@ -95,6 +95,7 @@ impl Managed {
             sequence_num: 1,
             started: None,
             report: Some(report),
+            sent: None,
             ended: None,
             silent: false,
             unsent: None,

@@ -130,6 +130,7 @@ mod tests {
             sequence_num: at,
             started: None,
             report: None,
+            sent: None,
             ended: None,
             silent: false,
             unsent: None,

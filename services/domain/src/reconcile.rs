@@ -45,7 +45,8 @@ pub enum Why {
 /// Decides for one agent. Level-triggered: it may be called at any time and any number of times.
 ///
 /// - never without AcceptsRemoteConfig (OpAMP, AgentRemoteConfig);
-/// - never while the reported hash is the desired one, or that one is known to fail;
+/// - never while the reported hash is the desired one, or that one is known to fail; but of an agent that
+///   only says that it is applying it, more is awaited, and not for ever: it may have ended in the middle;
 /// - an unreported offer is repeated with growing distance, to a new session at once;
 /// - an agent that reports no config status gets one send a session and hash.
 pub fn reconcile(
@@ -65,19 +66,31 @@ pub fn reconcile(
     if failed == Some(desired) {
         return Decision::Nothing(Why::KnownToFail);
     }
-    if reported.hash.as_ref() == Some(desired) {
+    let is_applying = reported.hash.as_ref() == Some(desired) && reported.status == ConfigStatus::Applying;
+    if reported.hash.as_ref() == Some(desired) && !is_applying {
         return Decision::Nothing(match reported.status {
             ConfigStatus::Failed => Why::KnownToFail,
             _ => Why::UpToDate,
         });
     }
     let before = offered.filter(|offered| offered.hash == *desired && offered.session == session);
+    if let Some(offered) = offered.filter(|offered| is_applying && offered.hash == *desired) {
+        // Whatever the session: applying may restart the agent.
+        let due = offered.next_at.plus(LAST_RETRY - wait(offered.attempts));
+        if now < due && due.since(now) <= LAST_RETRY * 2 {
+            return Decision::Nothing(Why::AwaitingReport(due));
+        }
+    }
     let attempts = match before {
         Some(_) if !capabilities.has(AgentCapabilities::REPORTS_REMOTE_CONFIG) => {
             return Decision::Nothing(Why::SentOnce);
         }
         // Later than any wait: the clock of whoever made the offer was ahead.
-        Some(before) if now < before.next_at && before.next_at.since(now) <= wait(before.attempts) * 2 => {
+        Some(before)
+            if !is_applying
+                && now < before.next_at
+                && before.next_at.since(now) <= wait(before.attempts) * 2 =>
+        {
             return Decision::Nothing(Why::AwaitingReport(before.next_at));
         }
         Some(before) => before.attempts.saturating_add(1),
@@ -205,6 +218,25 @@ mod tests {
     }
 
     #[test]
+    fn an_agent_that_only_says_that_it_is_applying_is_offered_it_again_after_long() {
+        let decide = |offered: Option<&Offered>, by, at| {
+            let applying = reported(1, ConfigStatus::Applying);
+            reconcile(Some(&hash(1)), &applying, offered, None, BOTH, Some(session(by)), Timestamp(at))
+        };
+        let Decision::Offer(first) = decide(None, 1, 0) else { panic!("nobody knows since when") };
+        let due = Timestamp(0).plus(LAST_RETRY);
+        // It may have been restarted by what it applies.
+        for session in [1, 2] {
+            assert_eq!(decide(Some(&first), session, due.0 - 1), Decision::Nothing(Why::AwaitingReport(due)));
+        }
+        let Decision::Offer(second) = decide(Some(&first), 1, due.0) else { panic!("it is due") };
+        assert_eq!(second.attempts, 2);
+        let again = due.plus(LAST_RETRY);
+        assert_eq!(decide(Some(&second), 1, due.0), Decision::Nothing(Why::AwaitingReport(again)));
+        assert!(matches!(decide(Some(&second), 2, again.0), Decision::Offer(Offered { attempts: 1, .. })));
+    }
+
+    #[test]
     fn the_supervisors_rollback_loop_ends() {
         // APPLIED(A), APPLYING(B), FAILED(B), APPLIED(A): the reported hash is A again.
         let decision = reconcile(
@@ -243,7 +275,8 @@ mod tests {
                 live.then(|| session(1)),
                 Timestamp(now),
             );
-            let may = desired.is_some() && live && bits & 0x2 != 0 && report != desired && failed != desired;
+            let differs = report != desired || reported.status == ConfigStatus::Applying;
+            let may = desired.is_some() && live && bits & 0x2 != 0 && differs && failed != desired;
             prop_assert_eq!(matches!(decision, Decision::Offer(_)), may, "{:?}", decision);
         }
     }

@@ -34,6 +34,8 @@ pub struct Numbered {
     pub digest: u64,
     /// Whether agent_description is present.
     pub has_description: bool,
+    /// Whether all is present that the capabilities of the message promise: a full report.
+    pub is_full: bool,
 }
 
 /// What to do with a message.
@@ -70,9 +72,13 @@ impl TrackerParts {
 impl From<TrackerParts> for Tracker {
     fn from(parts: TrackerParts) -> Self {
         let TrackerParts { last, known, dirty, asked, asks } = parts;
-        // Only the next message's description counts, never the last one's.
-        let last =
-            last.map(|(sequence_num, digest)| Numbered { sequence_num, digest, has_description: false });
+        // Only the next message's parts count, never the last one's.
+        let last = last.map(|(sequence_num, digest)| Numbered {
+            sequence_num,
+            digest,
+            has_description: false,
+            is_full: false,
+        });
         Self { last, known, dirty, asked, asks }
     }
 }
@@ -110,7 +116,9 @@ impl Tracker {
     pub fn step(&mut self, message: Numbered) -> Step {
         let sequence_num = message.sequence_num;
         let fell_back = self.last.is_none_or(|last| sequence_num < last.sequence_num);
-        let restarted = sequence_num <= 1 && message.has_description && fell_back;
+        // Some clients begin with 1. Others say only what has changed there, and the one before may be lost.
+        let is_first = message.has_description && (sequence_num == 0 || sequence_num == 1 && message.is_full);
+        let restarted = is_first && fell_back;
         let in_sync = match self.last {
             Some(last) if last.sequence_num == sequence_num && last.digest == message.digest => {
                 return Step::Repeat;
@@ -180,7 +188,12 @@ mod tests {
     use super::*;
 
     fn message(sequence_num: u64, has_description: bool) -> Numbered {
-        Numbered { sequence_num, digest: sequence_num * 2 + u64::from(has_description), has_description }
+        Numbered {
+            sequence_num,
+            digest: sequence_num * 2 + u64::from(has_description),
+            has_description,
+            is_full: has_description,
+        }
     }
 
     fn after(known: Known, messages: &[(u64, bool)]) -> Tracker {
@@ -203,6 +216,9 @@ mod tests {
         assert!(dirty(Known::SettledTo(55), 57, false));
         assert!(dirty(Known::SettledTo(57), 57, false));
         assert!(!dirty(Known::SettledTo(57), 0, true));
+        let mut tracker = Tracker::new(Known::Nothing);
+        tracker.step(Numbered { is_full: false, ..message(1, true) });
+        assert!(tracker.is_dirty(), "the message with 0 is missing");
         assert!(dirty(Known::SettledTo(57), 0, false));
         assert!(dirty(Known::Unsettled, 57, true));
         assert!(dirty(Known::SettledTo(u64::MAX), 5, false));

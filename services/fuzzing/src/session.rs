@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use muster_domain::agent::EndReason;
-use muster_domain::ids::{Claim, InstanceUid, IntentRevision, SessionId, Timestamp};
+use muster_domain::ids::{Claim, ConfigHash, InstanceUid, IntentRevision, SessionId, Timestamp};
 use muster_domain::sequence::Known;
 use muster_opamp::connection::{Claimed, Connection, Limits, NotNow, Output};
 use muster_opamp::frame;
@@ -138,7 +138,9 @@ impl Run<'_> {
             10 => {
                 let (uid, session) = self.any_session();
                 let revision = IntentRevision(self.byte().unwrap_or_default().into());
-                let _ = self.machine.offer(uid, session, revision);
+                if let Some(hash) = ConfigHash::new(&revision.0.to_be_bytes()) {
+                    let _ = self.machine.offer(uid, session, revision, hash);
+                }
             }
             11 => {
                 if let Some(uid) = self.issuing.pop() {

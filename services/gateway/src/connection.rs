@@ -1,5 +1,6 @@
 //! One WebSocket connection: frames into the session machine, its outputs to the engines and back.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use muster_domain::agent::{EndReason, Unsent};
 use muster_domain::duplicates::Client;
-use muster_domain::ids::{AgentKey, InstanceUid, Partition, SessionId, Tenant, Timestamp};
+use muster_domain::ids::{AgentKey, Claim, InstanceUid, Partition, SessionId, Tenant, Timestamp};
 use muster_opamp::connection::{Connection, Limits, Output};
 use muster_ports::ownership::Settled;
 use muster_proto::bus::send_command::Action;
@@ -61,6 +62,9 @@ struct Serving<S> {
     pinged: Instant,
     probes: Probes,
     claims: Claims,
+    /// Agents that spoke with a claim below the stored one: they are asked for full state when they are claimed
+    /// anew.
+    unfolded: BTreeSet<InstanceUid>,
     /// The partition of the agent that spoke last.
     partition: Option<(InstanceUid, Partition)>,
     /// When the connection is closed because the gateway is stopping.
@@ -87,6 +91,7 @@ where
         pinged: Instant::now(),
         probes: Probes::default(),
         claims: Claims::default(),
+        unfolded: BTreeSet::new(),
         partition: None,
         close_at: None,
         open: true,
@@ -193,9 +198,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
                         before.mailbox.put(Order::Close(held, before.session, EndReason::Superseded));
                     }
                 }
+                if incarnation != self.shared.incarnation() {
+                    // Another life has begun meanwhile, and looks no longer for sessions of this one.
+                    self.mailbox.put(Order::Reclaim(held, claimed.session, Claim::default()));
+                }
                 match what {
                     What::Agent => self.machine.claimed(uid, claimed, self.now()),
-                    What::Anew(..) => self.machine.reclaimed(uid, claimed),
+                    What::Anew(..) => {
+                        self.machine.reclaimed(uid, claimed);
+                        // What it said under a lower claim was not folded.
+                        if self.unfolded.remove(&uid) {
+                            self.machine.request_full_state(uid, claimed.session, self.now());
+                        }
+                    }
                     What::NewUid => {
                         if self.machine.issued(uid, held, claimed, self.now()) {
                             self.count_new_uid("issued");
@@ -249,6 +264,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
 
     async fn release(&mut self, uid: InstanceUid, session: SessionId) {
         let key = self.key(uid);
+        self.unfolded.remove(&uid);
         self.probes.ended(session);
         self.mailbox.set_hold(Hold::Engines);
         if self.shared.registry.remove(&key, session) {
@@ -307,6 +323,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
                 // In the place of the connection's own session before.
                 Order::Reclaim(uid, session, above) => {
                     if self.machine.session(uid) == Some(session) {
+                        if above > Claim::default() {
+                            self.unfolded.insert(uid);
+                        }
                         self.claim(uid, What::Anew(session, above));
                     }
                 }
@@ -388,7 +407,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
             self.machine.unsent(uid, offer.session, unsent);
             return Ok(());
         }
-        if let Err(why) = self.machine.offer(uid, offer.session, offer.revision) {
+        if let Err(why) = self.machine.offer(uid, offer.session, offer.revision, offer.hash.clone()) {
             self.shared.metrics.offers.with_label_values(&[why.name()]).inc();
             return Ok(());
         }

@@ -75,8 +75,13 @@ async fn handle(shared: &Shared, payload: Bytes) -> Result<(), String> {
         Some(Action::SendCommands(send)) => commands::deliver(shared, &tenant, send.commands),
         Some(Action::ReclaimSessions(reclaim)) => {
             for target in reclaim.sessions {
-                let above = Claim(reclaim.above);
-                put(shared, &tenant, &target, |uid, session| Order::Reclaim(uid, session, above))?;
+                let (key, session) = session_of(&tenant, &target.instance_uid, &target.session_id)?;
+                let Some(place) = shared.registry.current(&key) else { continue };
+                place.mailbox.put(match place.session == session {
+                    true => Order::Reclaim(key.uid, session, Claim(reclaim.above)),
+                    // It was claimed anew meanwhile, and what it said before was not folded.
+                    false => Order::RequestFullState(key.uid, place.session),
+                });
             }
             Ok(())
         }

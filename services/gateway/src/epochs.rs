@@ -39,12 +39,14 @@ struct State {
 
 impl State {
     /// Takes what the bucket holds; the partitions whose epoch has risen. The first that is heard of one is
-    /// no rise: who came before it was told nothing yet.
-    fn take(&mut self, found: &Epochs, now: Instant) -> usize {
+    /// no rise, unless it has `agents` here already: what they said may be of a life of the log that the
+    /// bucket never had, or has lost.
+    fn take(&mut self, found: &Epochs, agents: &BTreeSet<Partition>, now: Instant) -> usize {
         let mut risen = 0;
         for partition in Partition::all() {
             let before = self.known.of(partition);
-            if self.known.raise(partition, found.of(partition)) && before > 0 {
+            if self.known.raise(partition, found.of(partition)) && (before > 0 || agents.contains(&partition))
+            {
                 self.to_ask.insert(partition);
                 self.rose.insert(partition, now);
                 risen += 1;
@@ -60,7 +62,11 @@ impl Lives {
         let found = epochs::load(shared.engines.values.as_ref(), &shared.settings.cell).await?;
         let risen = {
             let mut state = self.state();
-            let risen = state.take(&found, Instant::now());
+            let agents = match found == state.known {
+                true => BTreeSet::new(),
+                false => shared.registry.partitions(),
+            };
+            let risen = state.take(&found, &agents, Instant::now());
             self.known.store(Arc::new(state.known.clone()));
             risen
         };
@@ -101,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_epoch_that_is_heard_of_is_no_rise_and_a_lost_bucket_none_either() {
+    fn the_first_epoch_of_no_agents_is_no_rise_and_a_lost_bucket_none_either() {
         let partition = Partition::new(3).unwrap();
         let epochs = |epoch| {
             let mut epochs = Epochs::default();
@@ -109,9 +115,12 @@ mod tests {
             epochs
         };
         let mut state = State::default();
-        let risen = [0, 2, 2, 0, 2, 3, 1].map(|epoch| state.take(&epochs(epoch), Instant::now()));
+        let nobody = BTreeSet::new();
+        let risen = [0, 2, 2, 0, 2, 3, 1].map(|epoch| state.take(&epochs(epoch), &nobody, Instant::now()));
         assert_eq!(risen, [0, 0, 0, 0, 0, 1, 0]);
         assert_eq!(state.to_ask, [partition].into());
+        let mut state = State::default();
+        assert_eq!(state.take(&epochs(1), &[partition].into(), Instant::now()), 1, "agents came before it");
     }
 
     #[tokio::test(start_paused = true)]

@@ -179,6 +179,7 @@ mod tests {
             silent: false,
             unsent: None,
             dirty: false,
+            sent: None,
         }
     }
 

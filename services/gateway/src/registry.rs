@@ -1,9 +1,9 @@
 //! Which connection of this gateway carries which session.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use muster_domain::ids::{AgentKey, Incarnation, SessionId};
+use muster_domain::ids::{AgentKey, Incarnation, Partition, SessionId};
 
 use crate::mailbox::Mailbox;
 
@@ -50,9 +50,20 @@ impl Registry {
         others
     }
 
+    /// Partitions of the agents that are here.
+    pub(crate) fn partitions(&self) -> BTreeSet<Partition> {
+        let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
+        sessions.keys().map(Partition::of).collect()
+    }
+
     /// The mailbox of the connection that carries exactly this session.
     pub(crate) fn find(&self, key: &AgentKey, session: SessionId) -> Option<Arc<Mailbox>> {
         self.place(key, session).map(|place| place.mailbox)
+    }
+
+    /// Where the agent is now, in whatever session.
+    pub(crate) fn current(&self, key: &AgentKey) -> Option<Place> {
+        self.sessions.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
     }
 
     /// Where exactly this session is.

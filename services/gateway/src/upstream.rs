@@ -326,6 +326,9 @@ fn envelope(
             size: unsent.size,
             limit: unsent.limit,
         }),
+        // What polls were sent is for control to know.
+        sent_config_hash: (transport == Transport::WebSocket)
+            .then(|| publish.sent.map(|hash| hash.as_bytes().to_vec().into()).unwrap_or_default()),
     }
 }
 

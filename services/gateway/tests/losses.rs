@@ -258,12 +258,12 @@ async fn after_the_loss_of_the_log_sessions_are_announced_anew_and_agents_asked(
     let partition = Partition::of(&rig.key);
     epochs::raise(rig.values.as_ref(), &cell, partition, 1).await.unwrap();
     sleep(Duration::from_secs(10)).await;
-    assert_eq!(rig.announced().await.len(), 1, "the first epoch is no loss");
+    assert_eq!(rig.announced().await.len(), 2, "it came before any epoch was known");
     epochs::raise(rig.values.as_ref(), &cell, partition, 2).await.unwrap();
     sleep(Duration::from_secs(15)).await;
     let announced = rig.announced().await;
-    assert_eq!(announced.len(), 2);
-    assert_eq!(Some(&announced[1].1), rig.incarnation().await.as_ref(), "what ended meanwhile ends for all");
+    assert_eq!(announced.len(), 3);
+    assert_eq!(Some(&announced[2].1), rig.incarnation().await.as_ref(), "what ended meanwhile ends for all");
     let asked = loop {
         let (opcode, payload) = hear(&mut rig.agent).await;
         if opcode == 2 {
@@ -306,7 +306,7 @@ async fn a_session_that_another_one_of_the_gateway_took_over_from_is_closed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_session_whose_claim_is_too_low_is_claimed_above() {
-    let rig = Rig::start().await;
+    let mut rig = Rig::start().await;
     let first = rig.entries().await.remove(0);
     let target =
         SessionRef { instance_uid: first.instance_uid.clone(), session_id: first.session_id.clone() };
@@ -323,6 +323,22 @@ async fn a_session_whose_claim_is_too_low_is_claimed_above() {
     let announced = rig.entries().await.remove(1);
     assert!(announced.claim > above && announced.started.is_some());
     assert_ne!(announced.session_id, first.session_id);
+    let asked = loop {
+        let (opcode, payload) = hear(&mut rig.agent).await;
+        if opcode == 2 {
+            break ServerToAgent::decode(&payload[1..]).unwrap();
+        }
+    };
+    assert_eq!(asked.flags, 1, "what it said under the lower claim was not folded");
+    // Told of the session before once more, it asks in the one that has taken its place.
+    rig.bus.publish(&subject, delivery.encode_to_vec().into()).await.unwrap();
+    let asked = loop {
+        let (opcode, payload) = hear(&mut rig.agent).await;
+        if opcode == 2 {
+            break ServerToAgent::decode(&payload[1..]).unwrap();
+        }
+    };
+    assert_eq!((asked.flags, rig.entries().await.len()), (1, 2));
     drop(rig.agent);
     rig.gateway.stop().await;
 }

@@ -5,22 +5,27 @@
 //! messages; sessions do not wait for each other. Nothing is answered before it is safe: a
 //! heartbeat at once, everything else when the log has it.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
 use muster_domain::agent::{EndReason, Unsent};
-use muster_domain::ids::{Claim, InstanceUid, IntentRevision, SessionId, Timestamp};
+use muster_domain::ids::{Claim, ConfigHash, InstanceUid, IntentRevision, SessionId, Timestamp};
 use muster_domain::sequence::Known;
 
 use crate::frame;
 use crate::head::Head;
+pub use crate::refusal::{NotNow, Stale};
 use crate::rekeying::{Rekeying, Way};
 use crate::reply::Reply;
 use crate::session::{Active, InFlight, Phase, Session};
 
 /// Messages of one session that may wait for the log at once; one more is refused.
 const MAX_WAITING: usize = 32;
+
+/// Sequence numbers below this prove nothing when they fit what was settled: an agent that was restarted may
+/// have come as far again, its first messages lost.
+const PROOF: u64 = 2;
 
 /// Bounds of a connection.
 #[derive(Debug, Clone, Copy)]
@@ -100,6 +105,8 @@ pub struct Publish {
     pub silent: bool,
     /// Something that the agent is not sent.
     pub unsent: Option<Unsent>,
+    /// The config that the agent was sent last on its connection.
+    pub sent: Option<ConfigHash>,
 }
 
 /// A claim that was granted.
@@ -115,40 +122,6 @@ pub struct Claimed {
     pub previous: Option<SessionId>,
 }
 
-/// Why an offer may not be sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stale {
-    /// It is for a session that does not speak for the agent (any more).
-    SessionGone,
-    /// The session was sent an offer of a later intent revision.
-    Superseded,
-}
-
-impl Stale {
-    /// As metrics name it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::SessionGone => "session_gone",
-            Self::Superseded => "superseded",
-        }
-    }
-}
-
-/// Something that could not be done now, and when the agent should try again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NotNow {
-    /// For the agent's operator.
-    pub reason: String,
-    /// For the agent.
-    pub retry_after: Duration,
-}
-
-impl NotNow {
-    fn to(&self, uid: InstanceUid) -> Output {
-        Output::Send(Reply::Unavailable { uid, reason: self.reason.clone(), retry_after: self.retry_after })
-    }
-}
-
 /// The sessions of one connection.
 #[derive(Debug)]
 pub struct Connection {
@@ -157,6 +130,9 @@ pub struct Connection {
     /// When sessions are to be looked at: each has its own moment, and those of sessions that are gone stay.
     pub(crate) due: BTreeSet<(Timestamp, InstanceUid)>,
     rekeying: Rekeying,
+    /// Agents of which messages were refused, and that have no session now: what they said is lost, whatever
+    /// the numbers of their next messages fit.
+    refused: HashSet<InstanceUid>,
     /// Bytes of the messages that wait in all sessions.
     waiting_bytes: usize,
     pub(crate) outputs: VecDeque<Output>,
@@ -170,6 +146,7 @@ impl Connection {
             sessions: HashMap::new(),
             due: BTreeSet::new(),
             rekeying: Rekeying::default(),
+            refused: HashSet::new(),
             waiting_bytes: 0,
             outputs: VecDeque::new(),
         }
@@ -233,8 +210,9 @@ impl Connection {
                 active.take(head, message, now, &mut self.outputs);
             }
             _ if session.waiting.len() >= MAX_WAITING => {
-                if let Phase::Active(active) = &mut session.phase {
-                    active.tracker.mark_dirty();
+                match &mut session.phase {
+                    Phase::Active(active) => active.tracker.mark_dirty(),
+                    Phase::Claiming => self.refused.extend([uid]),
                 }
                 let not_now = NotNow {
                     reason: "too many messages are waiting to be stored".to_owned(),
@@ -256,7 +234,13 @@ impl Connection {
     pub fn claimed(&mut self, uid: InstanceUid, claimed: Claimed, now: Timestamp) {
         match self.sessions.get_mut(&uid) {
             Some(session) if matches!(session.phase, Phase::Claiming) => {
-                session.phase = Phase::Active(Box::new(Active::new(uid, claimed, false)));
+                let is_proof = !matches!(claimed.known, Known::SettledTo(settled) if settled < PROOF);
+                let known = if is_proof { claimed.known } else { Known::Unsettled };
+                let mut active = Active::new(uid, Claimed { known, ..claimed }, false);
+                if self.refused.remove(&uid) {
+                    active.tracker.mark_dirty();
+                }
+                session.phase = Phase::Active(Box::new(active));
                 self.rekeying.forget(uid);
                 self.pump(uid, now);
                 self.look(uid);
@@ -313,6 +297,9 @@ impl Connection {
     /// The claim was not granted: what waits is refused, and the session forgotten.
     pub fn claim_failed(&mut self, uid: InstanceUid, not_now: &NotNow) {
         self.forget_claim(uid, |head, _| not_now.to(head.uid));
+        if self.refused.len() < self.limits.max_sessions {
+            self.refused.insert(uid);
+        }
     }
 
     /// The agent's credential may not be used for the uid: what waits is refused, and the session forgotten.
@@ -413,6 +400,7 @@ impl Connection {
                         dirty,
                         silent: active.hearing.told,
                         unsent: None,
+                        sent: active.sent.clone(),
                     };
                     let session = claimed.session;
                     self.outputs.push_back(Output::Settled { uid, session, sequence_num });
@@ -486,6 +474,7 @@ impl Connection {
         uid: InstanceUid,
         session: SessionId,
         revision: IntentRevision,
+        hash: ConfigHash,
     ) -> Result<(), Stale> {
         let active = self.active(uid).filter(|active| active.claimed.session == session);
         let active = active.ok_or(Stale::SessionGone)?;
@@ -493,6 +482,7 @@ impl Connection {
             return Err(Stale::Superseded);
         }
         active.offered = revision;
+        active.sent = Some(hash);
         Ok(())
     }
 
@@ -574,6 +564,7 @@ impl Connection {
                 dirty: active.tracker.is_dirty(),
                 silent: false,
                 unsent: None,
+                sent: active.sent.clone(),
             };
             self.outputs.push_back(Output::Publish(publish));
         }

@@ -264,6 +264,39 @@ fn a_claim_granted_too_late_is_given_back() {
 }
 
 #[test]
+fn what_was_refused_before_a_claim_is_lost_whatever_numbers_fit() {
+    let mut connection = Connection::new(Limits::default());
+    // A new life of an agent whose last one was settled up to 1.
+    for number in 0..2 {
+        connection.frame(&frame(&full(1, number)), NOW);
+    }
+    connection.claim_failed(uid(1), &not_now());
+    outputs(&mut connection);
+    connection.frame(&frame(&heartbeat(1, 2)), NOW);
+    connection.claimed(uid(1), claimed(1, Known::SettledTo(1)), NOW);
+    assert_eq!(words(&mut connection), ["claim", "publish #2 started dirty"]);
+    published(&mut connection);
+    assert_eq!(words(&mut connection), ["settled None", "answer first ask"]);
+
+    // So they are in another connection.
+    let mut connection = Connection::new(Limits::default());
+    connection.frame(&frame(&heartbeat(1, 2)), NOW);
+    connection.claimed(uid(1), claimed(1, Known::SettledTo(1)), NOW);
+    assert_eq!(words(&mut connection), ["claim", "publish #2 started dirty"]);
+
+    // One that sends everything again is in sync.
+    let mut connection = Connection::new(Limits::default());
+    connection.frame(&frame(&full(1, 0)), NOW);
+    connection.claim_failed(uid(1), &not_now());
+    outputs(&mut connection);
+    connection.frame(&frame(&full(1, 0)), NOW);
+    connection.claimed(uid(1), claimed(1, Known::SettledTo(1)), NOW);
+    outputs(&mut connection);
+    published(&mut connection);
+    assert_eq!(words(&mut connection), ["settled Some(0)", "answer first"]);
+}
+
+#[test]
 fn a_session_claimed_anew_is_announced_and_goes_on() {
     let mut connection = in_sync();
     connection.reclaimed(uid(1), claimed(2, Known::Nothing));

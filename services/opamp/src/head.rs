@@ -19,6 +19,8 @@ mod field {
     pub(super) const SEQUENCE_NUM: u32 = 2;
     pub(super) const AGENT_DESCRIPTION: u32 = 3;
     pub(super) const CAPABILITIES: u32 = 4;
+    pub(super) const HEALTH: u32 = 5;
+    pub(super) const EFFECTIVE_CONFIG: u32 = 6;
     pub(super) const REMOTE_CONFIG_STATUS: u32 = 7;
     pub(super) const AGENT_DISCONNECT: u32 = 9;
     pub(super) const FLAGS: u32 = 10;
@@ -156,6 +158,15 @@ impl Head {
         self.kinds & 1 << field::REMOTE_CONFIG_STATUS != 0
     }
 
+    /// Whether health and effective config are present as far as the message's capabilities promise them. A
+    /// config status is not asked for: clients leave it out while they have none.
+    fn is_full(&self) -> bool {
+        let health = (AgentCapabilities::REPORTS_HEALTH, field::HEALTH);
+        let effective = (AgentCapabilities::REPORTS_EFFECTIVE_CONFIG, field::EFFECTIVE_CONFIG);
+        let holds = |number: u32| self.kinds & 1 << number != 0;
+        [health, effective].into_iter().all(|(promise, part)| !self.capabilities.has(promise) || holds(part))
+    }
+
     /// Whether the agent says goodbye.
     pub fn is_disconnect(&self) -> bool {
         self.kinds & 1 << field::AGENT_DISCONNECT != 0
@@ -180,6 +191,7 @@ impl Head {
             sequence_num: self.sequence_num,
             digest: self.digest,
             has_description: self.has_description(),
+            is_full: self.is_full(),
         }
     }
 }

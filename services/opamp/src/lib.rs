@@ -5,6 +5,7 @@ pub mod connection;
 pub mod frame;
 pub mod head;
 pub mod poll;
+mod refusal;
 mod rekeying;
 pub mod reply;
 mod session;

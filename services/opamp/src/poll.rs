@@ -190,6 +190,7 @@ impl Turn {
             dirty: tracker.is_dirty(),
             silent: false,
             unsent: None,
+            sent: None,
         });
         (Self { poll, uid, taken, head, tracker, step, custom }, publish)
     }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use muster_domain::agent::EndReason;
 use muster_domain::capabilities::AgentCapabilities;
-use muster_domain::ids::{InstanceUid, IntentRevision, SessionId, Timestamp};
+use muster_domain::ids::{ConfigHash, InstanceUid, IntentRevision, SessionId, Timestamp};
 use muster_domain::sequence::{Step, Tracker};
 
 use crate::connection::{Claimed, Output, Publish};
@@ -58,6 +58,8 @@ pub(crate) struct Active {
     introduced: bool,
     /// The intent revision of the last offer.
     pub(crate) offered: IntentRevision,
+    /// The config that the agent was sent last.
+    pub(crate) sent: Option<ConfigHash>,
     /// Custom capabilities in what the log is taking, to be answered.
     pub(crate) custom: Option<Vec<String>>,
     /// What the log is taking, and the session that it is of.
@@ -87,6 +89,7 @@ impl Active {
             announced: false,
             introduced: false,
             offered: IntentRevision::default(),
+            sent: None,
             custom: None,
             in_flight: None,
             ending: None,
@@ -142,6 +145,7 @@ impl Active {
             dirty: self.tracker.is_dirty(),
             silent: false,
             unsent: None,
+            sent: self.sent.clone(),
         }));
     }
 

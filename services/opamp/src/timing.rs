@@ -77,6 +77,7 @@ impl Active {
             dirty: self.tracker.is_dirty(),
             silent,
             unsent: None,
+            sent: self.sent.clone(),
         })
     }
 

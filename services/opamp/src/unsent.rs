@@ -28,6 +28,7 @@ impl Connection {
             dirty: active.tracker.is_dirty(),
             silent: active.hearing.told,
             unsent: Some(unsent),
+            sent: active.sent.clone(),
         };
         self.outputs.push_back(Output::Publish(publish));
         self.look(uid);

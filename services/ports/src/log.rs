@@ -61,7 +61,8 @@ pub trait Log: Send + Sync {
     async fn read(&self, partition: Partition, after: Position) -> Result<Box<dyn LogReader>, EngineError>;
 
     /// The id of the entry at exactly this position, if it is there: it tells whether this is the
-    /// log that one knew.
+    /// log that one knew. At position zero, before every entry, it is the id of the log itself, of which
+    /// another one in its place has another; none, if the log has no such id.
     async fn id_at(&self, partition: Partition, position: Position)
     -> Result<Option<MessageId>, EngineError>;
 

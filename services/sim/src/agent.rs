@@ -237,6 +237,7 @@ impl Runner {
             return None;
         }
         self.world.trace.note(&self.name, format_args!("connects to {} by {conn}", door.name));
+        self.world.trace.count("event connection");
         Some((conn, near))
     }
 
@@ -299,6 +300,14 @@ impl Runner {
     }
 
     fn note_received(&self, message: &muster_proto::opamp::ServerToAgent) {
+        let kind = match message {
+            message if message.error_response.is_some() => "event refusal heard",
+            message if message.agent_identification.is_some() => "event new uid heard",
+            message if message.remote_config.is_some() => "event offer heard",
+            message if message.flags != 0 => "event ask for full state heard",
+            _ => "event answer heard",
+        };
+        self.world.trace.count(kind);
         let offer = message.remote_config.as_ref().map(|offer| Hash(&offer.config_hash).to_string());
         let error = message.error_response.as_ref().map(|error| error.error_message.as_str());
         self.world.trace.note(

@@ -14,11 +14,11 @@ use bytes::Bytes;
 use muster_domain::agent::EndReason;
 use muster_domain::desired::{Labels, Planner};
 use muster_domain::ids::{
-    AgentKey, Claim, Incarnation, InstanceUid, IntentRevision, MessageId, Partition, SessionId,
+    AgentKey, Claim, ConfigHash, Incarnation, InstanceUid, IntentRevision, MessageId, Partition, SessionId,
 };
 use muster_domain::intent::Intent;
 use muster_ports::log::Position;
-use muster_ports::store::{Commit, PartitionRow};
+use muster_ports::store::{Commit, PartitionRow, RESYNC_LIFT};
 use muster_proto::Message;
 use muster_proto::bus::{self, Envelope};
 use muster_proto::opamp::AgentToServer;
@@ -53,6 +53,8 @@ pub(crate) mod invariant {
 #[derive(Default)]
 pub(crate) struct Checker {
     found: Option<(&'static str, String)>,
+    /// Rules that were looked at since the last time.
+    looked: Vec<&'static str>,
     /// Every entry of every log there was, the present one last.
     logs: Vec<BTreeMap<Partition, BTreeMap<Position, Entry>>>,
     stored: Stored,
@@ -97,6 +99,8 @@ struct Entry {
     /// Set on the first entry of a session: where the agent is.
     peer: Option<String>,
     report: Option<AgentToServer>,
+    /// The config that the agent was sent last.
+    sent: Option<ConfigHash>,
     ended: Option<EndReason>,
     silent: bool,
 }
@@ -114,6 +118,7 @@ impl Entry {
             sequence_num: envelope.sequence_num,
             peer: envelope.started.map(|started| started.remote_addr),
             silent: envelope.silent,
+            sent: envelope.sent_config_hash.and_then(|hash| ConfigHash::new(&hash)),
             report: report.and_then(|report| AgentToServer::decode(report.clone()).ok()),
             ended: envelope.ended.map(|ended| match ended.reason() {
                 bus::EndReason::AgentDisconnect => EndReason::AgentDisconnect,
@@ -133,6 +138,11 @@ impl Checker {
     /// What was found wrong since the last time.
     pub(crate) fn take_found(&mut self) -> Option<(&'static str, String)> {
         self.found.take()
+    }
+
+    /// Rules that were looked at since the last time.
+    pub(crate) fn take_looked(&mut self) -> Vec<&'static str> {
+        std::mem::take(&mut self.looked)
     }
 
     fn wrong(&mut self, invariant: &'static str, what: String) {
@@ -199,6 +209,15 @@ impl Checker {
     /// The store is another one, of which this is known.
     pub(crate) fn restore(&mut self, stored: Stored) {
         self.stored = stored;
+        self.planner = None;
+    }
+
+    /// The store was put in front of what it has forgotten.
+    pub(crate) fn resynced(&mut self) {
+        for row in self.stored.rows.values_mut() {
+            row.epoch += RESYNC_LIFT;
+            row.generation += RESYNC_LIFT;
+        }
         self.planner = None;
     }
 

@@ -20,6 +20,7 @@ mod trace;
 mod weather;
 mod world;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -69,6 +70,8 @@ pub struct Report {
     pub settled_in: Duration,
     /// What was simulated, for people.
     pub scenario: String,
+    /// How often which faults and events happened, and which rules were checked.
+    pub counts: BTreeMap<String, u64>,
 }
 
 /// How a run ended.
@@ -107,7 +110,7 @@ pub fn run(options: Options) -> anyhow::Result<Outcome> {
         };
         let (steps, hash) = world.trace.summary();
         let simulated = world.elapsed();
-        let scenario = told;
-        Ok(Outcome::Held(Report { seed: options.seed, steps, hash, simulated, settled_in, scenario }))
+        let (scenario, counts) = (told, world.trace.counts());
+        Ok(Outcome::Held(Report { seed: options.seed, steps, hash, simulated, settled_in, scenario, counts }))
     })
 }

@@ -1,10 +1,15 @@
 //! `cargo xtask sim`: runs seeds, and shows the first that breaks a rule.
 
+use std::collections::BTreeMap;
+use std::num::NonZero;
 use std::process::ExitCode;
-use tokio::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use muster_sim::{Broken, Options, Outcome, run};
+use tokio::time::Instant;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask sim", about = "Simulates clusters: one seed gives one history")]
@@ -24,6 +29,9 @@ struct Args {
     /// Goes on after a violation, and tells of each in a line.
     #[arg(long)]
     all: bool,
+    /// How many seeds run at once: as many as there are cores, if it is not said.
+    #[arg(long)]
+    jobs: Option<usize>,
     /// Leaves a part of the design out, to see that it is missed.
     #[arg(long = "break")]
     broken: Option<Part>,
@@ -58,37 +66,91 @@ fn main() -> ExitCode {
     }
 }
 
+/// What many runs were, in all.
+#[derive(Default)]
+struct Total {
+    steps: u64,
+    simulated: Duration,
+    violated: u64,
+    slowest: (u64, u64),
+    counts: BTreeMap<String, u64>,
+    /// Why no more seeds are begun.
+    stopped: Option<anyhow::Error>,
+}
+
+impl Total {
+    fn add(&mut self, seed: u64, outcome: anyhow::Result<Outcome>, goes_on: bool) -> bool {
+        match outcome {
+            Ok(Outcome::Held(report)) => {
+                self.steps += report.steps;
+                self.simulated += report.simulated;
+                self.slowest = self.slowest.max((report.settled_in.as_secs(), seed));
+                for (what, count) in report.counts {
+                    *self.counts.entry(what).or_default() += count;
+                }
+                return true;
+            }
+            Ok(Outcome::Violated(violation)) if goes_on => {
+                println!("seed {seed}: {}: {}", violation.invariant, violation.what);
+            }
+            Ok(Outcome::Violated(violation)) => println!("{violation}"),
+            Err(error) => {
+                self.stopped = Some(error);
+                return false;
+            }
+        }
+        self.violated += 1;
+        goes_on
+    }
+}
+
 fn simulate(args: &Args) -> anyhow::Result<bool> {
     let broken = args.broken.map(Part::broken);
     if let Some(seed) = args.seed {
         return one(seed, broken, args.trace);
     }
     let began = Instant::now();
-    let (mut steps, mut violated, mut slowest) = (0, 0, (0, 0));
-    for seed in args.from..args.from.saturating_add(args.seeds) {
-        match run(Options { seed, broken, print: false })? {
-            Outcome::Held(report) => {
-                steps += report.steps;
-                slowest = slowest.max((report.settled_in.as_secs(), seed));
+    let (next, end) = (AtomicU64::new(args.from), args.from.saturating_add(args.seeds));
+    let total = Mutex::new(Total::default());
+    // A run has a thread for itself, and shares nothing with others.
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= end {
+                return;
             }
-            Outcome::Violated(violation) if args.all => {
-                violated += 1;
-                println!("seed {seed}: {}: {}", violation.invariant, violation.what);
-            }
-            Outcome::Violated(violation) => {
-                println!("{violation}");
-                return Ok(false);
+            let outcome = run(Options { seed, broken, print: false });
+            let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
+            if !total.add(seed, outcome, args.all) {
+                next.store(end, Ordering::Relaxed);
             }
         }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..args.jobs.unwrap_or(cores).max(1) {
+            scope.spawn(work);
+        }
+    });
+    let total = total.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let Some(error) = total.stopped {
+        return Err(error);
+    }
+    for (what, count) in &total.counts {
+        println!("{count:>12} {what}");
     }
     println!(
-        "{} seeds, {steps} steps, {} s; {violated} violations; at rest {} s after the last fault at the latest (seed {})",
+        "{} seeds from {} on, {} steps, {} h simulated in {} s; {} violations; at rest {} s after the last fault at the latest (seed {})",
         args.seeds,
+        args.from,
+        total.steps,
+        total.simulated.as_secs() / 3600,
         began.elapsed().as_secs(),
-        slowest.0,
-        slowest.1
+        total.violated,
+        total.slowest.0,
+        total.slowest.1
     );
-    Ok(violated == 0)
+    Ok(total.violated == 0)
 }
 
 fn one(seed: u64, broken: Option<Broken>, print: bool) -> anyhow::Result<bool> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use muster_adapters_memory::{MemoryKeyValue, MemoryOwnership, MemoryStore};
 use muster_domain::ids::{AgentKey, InstanceUid, Partition};
 use muster_ports::LEASE_TTL;
+use muster_ports::store::RecoveryStore;
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
@@ -40,6 +41,7 @@ enum Mend {
     Engine(Engine),
     Cut(String, Engine),
     Odds,
+    Resync,
 }
 
 /// A backup of the store, and what the checker knew then.
@@ -132,7 +134,7 @@ impl Nemesis {
                 self.store_backup = Some((Arc::new((*self.world.engines().store).clone()), stored));
             }
         }
-        self.mend_all();
+        self.mend_all().await;
         self.rest().await
     }
 
@@ -144,12 +146,12 @@ impl Nemesis {
             }
             let mend = entry.remove();
             sleep_until(at).await;
-            self.mend(mend);
+            self.mend(mend).await;
         }
         sleep_until(until).await;
     }
 
-    fn mend(&mut self, mend: Mend) {
+    async fn mend(&mut self, mend: Mend) {
         self.world.trace.note("nemesis", format_args!("mends {mend:?}"));
         match mend {
             Mend::ResumeNode(node) => self.nodes[node].hold(false),
@@ -163,6 +165,7 @@ impl Nemesis {
             Mend::Engine(engine) => self.world.weather.set_away(None, engine, None),
             Mend::Cut(name, engine) => self.world.weather.set_away(Some(&name), engine, None),
             Mend::Odds => self.world.weather.set_odds(Odds::default()),
+            Mend::Resync => self.resync().await,
         }
     }
 
@@ -173,11 +176,14 @@ impl Nemesis {
     }
 
     /// Everything that was broken is mended, and nothing happens any more.
-    fn mend_all(&mut self) {
+    async fn mend_all(&mut self) {
         self.world.trace.note("nemesis", format_args!("stops"));
         self.doors.be_calm();
         self.world.weather.clear();
-        self.mends.clear();
+        let mends = std::mem::take(&mut self.mends);
+        if mends.values().any(|mend| matches!(mend, Mend::Resync)) {
+            self.resync().await;
+        }
         for node in &mut self.nodes {
             node.hold(false);
             if !node.is_running() {
@@ -203,6 +209,7 @@ impl Nemesis {
         loop {
             sleep(LOOK_EVERY).await;
             let views: Vec<_> = self.agents.iter().flat_map(Agent::views).collect();
+            self.world.trace.count(format!("checks {}", invariant::SETTLES));
             let Settled { not_yet } = settled(&self.world, &views).await?;
             if not_yet.is_empty() {
                 let since = *rested.get_or_insert_with(Instant::now);
@@ -236,6 +243,7 @@ impl Nemesis {
 
     fn strike(&mut self, fault: Fault) {
         self.world.trace.note("nemesis", format_args!("strikes {fault:?}"));
+        self.world.trace.count(format!("fault {fault:?}"));
         match fault {
             Fault::KillNode => {
                 if let Some(node) = self.some_node(|node| node.is_running()) {
@@ -369,7 +377,8 @@ impl Nemesis {
     fn lose_log(&self) {
         {
             let mut engines = self.world.lock_engines();
-            engines.log = (engines.log.0 + 1, new_log());
+            let life = engines.log.0 + 1;
+            engines.log = (life, new_log(life));
         }
         self.world.check(|checker| checker.log_replaced());
         self.world.weather.stir();
@@ -381,7 +390,19 @@ impl Nemesis {
         engines.values = Arc::default();
     }
 
-    /// Controls are stopped, the store is restored from its backup, controls are started.
+    /// Puts the store in front of what it has forgotten, as `muster resync` does.
+    async fn resync(&mut self) {
+        let store = self.world.engines().store;
+        // The store of one process does not fail.
+        if store.resync(&self.world.cell).await.is_ok() {
+            self.world.check(|checker| checker.resynced());
+            // One of before does not know of it.
+            self.store_backup = None;
+        }
+    }
+
+    /// Controls are stopped, the store is restored from its backup, controls are started. The operator runs
+    /// `muster resync`, early or late.
     fn restore_store(&mut self) {
         let Some((store, stored)) = self.store_backup.take() else { return };
         for node in 0..self.nodes.len() {
@@ -392,5 +413,6 @@ impl Nemesis {
         }
         self.world.lock_engines().store = store;
         self.world.check(|checker| checker.restore(stored));
+        self.mend_later(0, 30_000, Mend::Resync);
     }
 }

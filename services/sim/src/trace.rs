@@ -1,6 +1,6 @@
 //! The history of a run: one line a step, folded into a hash; the last lines are kept.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::{self, Write as _};
 use std::sync::{Mutex, PoisonError};
 
@@ -21,6 +21,8 @@ pub(crate) struct Trace {
 }
 
 struct State {
+    /// How often what happened, and what was checked.
+    counts: BTreeMap<String, u64>,
     hash: u64,
     steps: u64,
     tail: VecDeque<String>,
@@ -29,7 +31,8 @@ struct State {
 impl Trace {
     /// An empty history that begins now. `print` writes every line to standard output too.
     pub(crate) fn new(print: bool) -> Self {
-        let state = State { hash: OFFSET, steps: 0, tail: VecDeque::with_capacity(TAIL) };
+        let state =
+            State { counts: BTreeMap::new(), hash: OFFSET, steps: 0, tail: VecDeque::with_capacity(TAIL) };
         Self { began: Instant::now(), print, state: Mutex::new(state) }
     }
 
@@ -53,6 +56,17 @@ impl Trace {
             println!("{line}");
         }
         state.tail.push_back(line);
+    }
+
+    /// Counts something that happened or was checked.
+    pub(crate) fn count(&self, what: impl Into<String>) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        *state.counts.entry(what.into()).or_default() += 1;
+    }
+
+    /// How often what happened, and what was checked.
+    pub(crate) fn counts(&self) -> BTreeMap<String, u64> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).counts.clone()
     }
 
     /// Steps so far, and a hash over all of them.

@@ -7,7 +7,7 @@ use muster_adapters_memory::log::Limits;
 use muster_adapters_memory::{
     MemoryBlobs, MemoryBus, MemoryKeyValue, MemoryLog, MemoryOwnership, MemoryStore,
 };
-use muster_domain::ids::{Cell, Tenant, Timestamp};
+use muster_domain::ids::{Cell, MessageId, Tenant, Timestamp};
 use muster_ports::LEASE_TTL;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -82,15 +82,16 @@ pub(crate) struct Engines {
     pub(crate) store: Arc<MemoryStore>,
 }
 
-/// An empty log, which takes small payloads only, so that large reports go as blobs.
-pub(crate) fn new_log() -> Arc<MemoryLog> {
-    Arc::new(MemoryLog::new(Limits { payload_bytes: 1500, total_bytes: 64 << 20 }))
+/// The empty log that comes after so many others; it takes small payloads only, so that large reports go as blobs.
+pub(crate) fn new_log(life: u64) -> Arc<MemoryLog> {
+    let limits = Limits { payload_bytes: 1500, total_bytes: 64 << 20 };
+    Arc::new(MemoryLog::with_id(limits, MessageId(uuid::Uuid::from_u128(u128::from(life)))))
 }
 
 impl Engines {
     fn new() -> Self {
         Self {
-            log: (0, new_log()),
+            log: (0, new_log(0)),
             blobs: Arc::default(),
             ownership: Arc::default(),
             leases: Arc::new(MemoryKeyValue::new(Some(LEASE_TTL))),
@@ -139,6 +140,9 @@ impl World {
         let (result, found) = {
             let mut checker = self.checker.lock().unwrap_or_else(PoisonError::into_inner);
             let result = act(&mut checker);
+            for rule in checker.take_looked() {
+                self.trace.count(format!("checks {rule}"));
+            }
             (result, checker.take_found())
         };
         if let Some((invariant, what)) = found {

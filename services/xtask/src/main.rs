@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask setup | test | lint | tidy | cluster | faults | fuzz | bench`.
+//! Developer commands: `cargo xtask setup | test | lint | tidy | cluster | faults | sim | fuzz | bench`.
 
 mod cluster;
 mod fuzz;
@@ -33,6 +33,12 @@ enum Xtask {
     Cluster(cluster::Args),
     /// Break a cluster under load, and check that nothing is lost.
     Faults(cluster::Args),
+    /// Simulate clusters: `sim --seeds 5000`, `sim --seed 7 --trace`, `sim --break no-fence`.
+    Sim {
+        /// Handed to the simulator as they are: `--help` tells which there are.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Try generated inputs on every way in, led by coverage (cargo-fuzz).
     Fuzz(fuzz::Args),
     /// Measure beside the goals: `bench --quick`.
@@ -59,6 +65,7 @@ fn run(command: Xtask) -> Result<ExitCode> {
         Xtask::Tidy => Ok(exit_code(tidy::run(root)?)),
         Xtask::Cluster(args) => cluster::run("cluster", &args),
         Xtask::Faults(args) => cluster::run("faults", &args),
+        Xtask::Sim { args } => sim(&args),
         Xtask::Fuzz(args) => fuzz::run(&args),
         Xtask::Bench(args) => cluster::run("bench", &args),
     }
@@ -73,7 +80,19 @@ fn test() -> Result<ExitCode> {
     let args = std::env::args_os().skip(2);
     let mut cargo = Command::new("cargo");
     cargo.args(["test", "--workspace", "--locked"]).args(args).env("PATH", tools.path);
-    let status = process::status(&mut cargo)?;
+    forward(&mut cargo)
+}
+
+/// The profile is fast and still strict.
+fn sim(args: &[OsString]) -> Result<ExitCode> {
+    let mut cargo = Command::new("cargo");
+    cargo.args(["run", "--quiet", "--locked", "--profile", "sim", "-p", "muster-sim", "--"]).args(args);
+    forward(&mut cargo)
+}
+
+/// Runs a command, whose exit code is this one's.
+fn forward(command: &mut Command) -> Result<ExitCode> {
+    let status = process::status(command)?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 

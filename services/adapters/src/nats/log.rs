@@ -146,6 +146,12 @@ impl Log for NatsLog {
         partition: Partition,
         position: Position,
     ) -> Result<Option<MessageId>, EngineError> {
+        if position == Position::default() {
+            let request = async { self.stream.get_info().await.map_err(|error| self.failed(&error)) };
+            let created = self.connection.bounded("a look at the stream", request).await?.created;
+            // Of two streams of one name, one was made after the other.
+            return Ok(Some(MessageId(Uuid::from_u128(created.unix_timestamp_nanos().unsigned_abs()))));
+        }
         match self.look(partition, position).await? {
             Found::Entry(id) => Ok(Some(id)),
             Found::Nothing | Found::Elsewhere => Ok(None),

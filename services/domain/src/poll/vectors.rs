@@ -449,7 +449,12 @@ impl Player {
         Poll {
             id: PollId(Uuid::from_u128(0x9011 << 64 | self.calls)),
             session: SessionId(Uuid::from_u128(0x5e55 << 64 | self.calls)),
-            message: number.map(|sequence_num| Numbered { sequence_num, digest, has_description }),
+            message: number.map(|sequence_num| Numbered {
+                sequence_num,
+                digest,
+                has_description,
+                is_full: has_description,
+            }),
             plain: matches!(holds, Holds::Nothing | Holds::OtherCapabilities),
             capabilities,
             now: at(seconds),

@@ -170,7 +170,9 @@ async fn a_position_is_recognised_by_its_id(log: &dyn Log) {
     for entry in &entries {
         assert_eq!(log.id_at(partition(5), entry.position).await.unwrap(), Some(entry.id));
     }
-    let nowhere = [Position::default(), elsewhere[0].position, Position(entries[2].position.0 + 1000)];
+    let of_the_log = log.id_at(partition(5), Position::default()).await.unwrap();
+    assert_eq!(log.id_at(partition(40), Position::default()).await.unwrap(), of_the_log);
+    let nowhere = [elsewhere[0].position, Position(entries[2].position.0 + 1000)];
     for position in nowhere {
         // A log that numbers each partition for itself may have this partition's own entry there.
         let own = entries.iter().find(|entry| entry.position == position).map(|entry| entry.id);

@@ -61,7 +61,7 @@ fn poll(number: u128, sequence_num: u64, seconds: u64) -> Poll {
     Poll {
         id: PollId(Uuid::from_u128(0x9011 << 64 | number)),
         session: session(number),
-        message: Some(Numbered { sequence_num, digest: 7, has_description: false }),
+        message: Some(Numbered { sequence_num, digest: 7, has_description: false, is_full: false }),
         plain: false,
         capabilities: muster_domain::capabilities::AgentCapabilities(1),
         now: at(seconds),

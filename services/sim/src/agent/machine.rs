@@ -1,6 +1,6 @@
 //! One agent's state and what it says, without network.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -75,6 +75,8 @@ pub(crate) struct Machine {
     remote: RemoteConfigStatus,
     /// Hash of the config that is in use.
     runs: Vec<u8>,
+    /// What it was offered, by hash.
+    seen: BTreeMap<Vec<u8>, BTreeMap<String, AgentConfigFile>>,
     /// The hash to be reported some time after a failure: the config before is in use again.
     falls_back: Option<(Instant, Vec<u8>)>,
     applying: Option<Applying>,
@@ -109,6 +111,7 @@ impl Machine {
             effective: BTreeMap::new(),
             remote: RemoteConfigStatus::default(),
             runs: Vec::new(),
+            seen: BTreeMap::new(),
             falls_back: None,
             applying: None,
             pending: Parts::ALL,
@@ -295,6 +298,16 @@ impl Machine {
         }
     }
 
+    /// The hash that it applied, and of an agent that names none all that stand for the same files: nobody can
+    /// tell them apart.
+    fn runs_as(&self) -> BTreeSet<ConfigHash> {
+        let same = |(_, files): &(&Vec<u8>, &BTreeMap<String, AgentConfigFile>)| {
+            self.kind == Kind::Java && !self.runs.is_empty() && **files == self.effective
+        };
+        let same = self.seen.iter().filter(same).map(|(hash, _)| hash);
+        same.chain([&self.runs]).filter_map(|hash| ConfigHash::new(hash)).collect()
+    }
+
     /// What runs. With some agents it is too large for the log.
     fn effective_config(&self) -> AgentConfigMap {
         let mut config_map = self.effective.clone();
@@ -337,6 +350,7 @@ impl Machine {
         let (from, to) = self.kind.applies_in();
         self.falls_back = None;
         let hash = offer.config_hash.clone();
+        self.seen.insert(hash.clone(), files.clone());
         let fails = self.kind == Kind::Supervisor && refuses(self.number, &files);
         self.set_status(hash.clone(), RemoteConfigStatuses::Applying, "");
         let due = Instant::now() + self.rng.millis(from, to);
@@ -380,7 +394,7 @@ impl Machine {
                 || self.greets
                 || self.applying.is_some()
                 || self.falls_back.is_some(),
-            runs: ConfigHash::new(&self.runs),
+            runs: self.runs_as(),
             names_no_hash: self.kind == Kind::Java,
             keeps_uid: self.kind == Kind::Python,
         }

@@ -69,6 +69,7 @@ impl Checker {
             return self.wrong(invariant::ANSWERS, what);
         };
         session.answered += 1;
+        self.looked.push(invariant::ANSWERS);
         let is_safe =
             |(digest, is_heartbeat): &&(u64, bool)| *is_heartbeat || stored.contains(&(uid, *digest));
         let (answered, safe) = (session.answered, session.sent.iter().filter(is_safe).count());

@@ -66,10 +66,10 @@ impl Reported {
         }
     }
 
-    /// Takes what a message says over what was said before. `offered` is what its session was offered
+    /// Takes what a message says over what was said before. `sent` is what its session was sent
     /// last: news without a hash are about that. A full report without a hash says that all is as
     /// before, if it seems so.
-    pub(crate) fn take(&mut self, message: &AgentToServer, offered: Option<&ConfigHash>) {
+    pub(crate) fn take(&mut self, message: &AgentToServer, sent: Option<&ConfigHash>) {
         let effective = self.effective;
         if let Some(description) = &message.agent_description {
             let attributes = description
@@ -109,7 +109,7 @@ impl Reported {
             if hash.is_none() && kind != ConfigStatus::Unset {
                 let is_as_before = self.remote.1 == kind && self.effective == effective;
                 hash = match &message.agent_description {
-                    None => offered.cloned(),
+                    None => sent.cloned(),
                     Some(_) => self.remote.0.clone().filter(|_| is_as_before),
                 };
             }
@@ -141,8 +141,7 @@ impl Reference {
             changed = true;
             self.sequence_num = entry.sequence_num;
             let before = self.reported.remote.clone();
-            let offered = self.offered.as_ref().filter(|offered| offered.session == entry.session);
-            self.reported.take(report, offered.map(|offered| &offered.hash));
+            self.reported.take(report, entry.sent.as_ref());
             if self.reported.remote != before {
                 self.remote_changed();
             }
@@ -215,11 +214,16 @@ impl Checker {
         let Committed { commit, before, row, .. } = committed;
         let fold = |what: String| Err((invariant::FOLD, what));
         let known = self.stored.rows.get(&commit.partition);
-        let (expected, generation) = known.map_or((before.epoch, 0), |row| (row.epoch, row.generation));
+        let (expected, generation) =
+            known.map_or((before.epoch, before.generation), |row| (row.epoch, row.generation));
         if row.generation != generation + 1 || before.generation != generation {
             return fold(format!("generation {} follows {generation}", row.generation));
         }
+        self.looked.push(invariant::FOLD);
         let (epoch, position, message) = commit.progress;
+        if epoch != expected {
+            self.looked.push(invariant::EPOCH);
+        }
         let from = if epoch == expected {
             if position < before.position {
                 return fold(format!("its position goes back from {} to {}", before.position.0, position.0));
@@ -295,6 +299,7 @@ impl Checker {
         if let (Some((_, EndReason::GatewayLost)), Some(session)) = (lost, &mut reference.session)
             && session.ended.is_none()
         {
+            self.looked.push(invariant::ORPHANS);
             if committed.live.contains(&session.incarnation) {
                 let what = format!(
                     "the session of agent {name} is ended, though its gateway's lease says {}",
@@ -321,10 +326,12 @@ impl Checker {
             );
             return Err((invariant::FOLD, what));
         }
+        self.looked.push(invariant::DESIRED);
         self.judge_desired(committed, agent, &name)?;
         if let Some(offered) = &agent.state.offered
             && Some(offered) != offered_before.as_ref()
         {
+            self.looked.push(invariant::WANTED);
             judge_offer(agent, offered, offered_before.as_ref(), session)
                 .map_err(|what| (invariant::WANTED, format!("agent {name}: {what}")))?;
             self.offers.committed(uid, offered.session, offered.hash.clone());
@@ -401,7 +408,8 @@ fn judge_offer(
     if state.desired.as_ref() != Some(&offered.hash) {
         return Err(format!("an offer of {}, and it should run {:?}", offered.hash, state.desired));
     }
-    if state.remote_config.hash.as_ref() == Some(&offered.hash) {
+    let is_applying = state.remote_config.status == ConfigStatus::Applying;
+    if state.remote_config.hash.as_ref() == Some(&offered.hash) && !is_applying {
         return Err(format!("an offer of {}, which it reports already", offered.hash));
     }
     if state.failed.as_ref().is_some_and(|failed| failed.hash == offered.hash) {

@@ -97,6 +97,7 @@ impl Checker {
                 self.wrong(invariant::CURRENT, "an offer names no session or no hash".to_owned());
                 continue;
             };
+            self.looked.push(invariant::CURRENT);
             if !self.offers.committed.contains(&(uid, session, hash.clone())) {
                 let what = format!("an offer to agent {} goes out that was not committed", Short(uid.0));
                 self.wrong(invariant::CURRENT, what);
@@ -109,6 +110,7 @@ impl Checker {
 
     /// A gateway writes an offer to a connection.
     pub(super) fn offer_written(&mut self, peer: &str, uid: InstanceUid, hash: &[u8]) {
+        self.looked.push(invariant::NEWEST);
         if let Err((invariant, what)) = self.offers.written(peer, uid, hash) {
             self.wrong(invariant, what);
         }

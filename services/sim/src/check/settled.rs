@@ -1,6 +1,6 @@
 //! Rest: what must be so some time after the last fault.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use muster_domain::capabilities::AgentCapabilities;
 use muster_domain::desired::{Desired, Planner};
@@ -25,8 +25,8 @@ pub(crate) struct AgentView {
     pub(crate) reported: Reported,
     /// Whether it has something to say or to do yet.
     pub(crate) is_busy: bool,
-    /// Hash of the config it runs.
-    pub(crate) runs: Option<ConfigHash>,
+    /// Hash of the config it runs, and others of the same files if it names none.
+    pub(crate) runs: BTreeSet<ConfigHash>,
     /// Whether it names no hash in its config status.
     pub(crate) names_no_hash: bool,
     /// Whether it takes no other uid: of two such with one uid, one is refused.
@@ -127,9 +127,10 @@ fn difference(view: &AgentView, stored: &StoredAgent, planner: &Planner) -> Opti
     }
     match (&known.remote, &state.failed) {
         ((Some(hash), ConfigStatus::Applied), _) if *hash == desired => {
-            (view.runs.as_ref() != Some(&desired)).then(|| format!("it runs {:?}, not {desired}", view.runs))
+            (!view.runs.contains(&desired)).then(|| format!("it runs {:?}, not {desired}", view.runs))
         }
         (_, Some(failed)) if failed.hash == desired => None,
+        ((Some(hash), ConfigStatus::Failed), _) if *hash == desired => None,
         (remote, _) => Some(format!("it reports {remote:?}, and should run {desired}")),
     }
 }
