@@ -1,5 +1,7 @@
 //! The store in one process, for tests and simulation.
 
+mod rollouts;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Mutex;
@@ -50,6 +52,7 @@ pub(crate) struct Tables {
     commands: BTreeMap<CommandId, Command>,
     cluster: Option<Uuid>,
     components: BTreeMap<ComponentsKey, (Timestamp, Components)>,
+    rollouts: rollouts::Rollouts,
 }
 
 #[derive(Debug, Clone)]
@@ -237,6 +240,7 @@ impl FoldStore for MemoryStore {
                 command.state = settled.state;
             }
         }
+        tables.rollouts.count(&home, commit.counts);
         Ok(row)
     }
 }
@@ -249,7 +253,10 @@ impl IntentStore for MemoryStore {
     }
 
     async fn intent(&self, tenant: &Tenant) -> Result<Intent, EngineError> {
-        Ok(lock(&self.tables).intents.get(tenant).cloned().unwrap_or_default())
+        let tables = lock(&self.tables);
+        let mut intent = tables.intents.get(tenant).cloned().unwrap_or_default();
+        intent.rollouts = tables.rollouts.staged(tenant);
+        Ok(intent)
     }
 
     async fn change(&self, tenant: &Tenant, change: &IntentChange) -> Result<IntentRevision, IntentError> {
@@ -261,9 +268,18 @@ impl IntentStore for MemoryStore {
         if change.planned_on != present {
             return Err(IntentError::Moved);
         }
+        if !change.rollouts.iter().all(|step| tables.rollouts.can_take(tenant, step)) {
+            return Err(IntentError::Moved);
+        }
         let intent = tables.intents.entry(tenant.clone()).or_default();
         intent.apply(change);
         let revision = intent.revision;
+        for step in &change.rollouts {
+            tables.take_step(tenant, step, revision);
+        }
+        for rollout in &change.new_rollouts {
+            tables.rollouts.begin(tenant, rollout, revision);
+        }
         if let Some(record) = change.record(revision) {
             tables.changes.entry(tenant.clone()).or_default().push(record);
         }

@@ -17,6 +17,7 @@ mod fold;
 mod intent;
 mod migrate;
 mod recovery;
+mod rollouts;
 mod rows;
 mod selector;
 mod write;

@@ -16,6 +16,7 @@ mod fold;
 mod intent;
 mod open;
 mod recovery;
+mod rollouts;
 mod rows;
 mod write;
 

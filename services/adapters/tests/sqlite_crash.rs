@@ -62,6 +62,7 @@ fn commit(row: PartitionRow) -> Commit {
         agents: agents.collect(),
         quarantined: Vec::new(),
         commands: Vec::new(),
+        counts: BTreeMap::new(),
     }
 }
 
@@ -77,6 +78,7 @@ fn change(planned_on: IntentRevision) -> IntentChange {
         file: None,
         on_removal: OnRemoval::default(),
         retired_at: None,
+        strategy: None,
         created_at: Timestamp(1),
         updated_at: Timestamp(1),
     };

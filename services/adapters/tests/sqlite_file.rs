@@ -36,6 +36,7 @@ async fn store_agent(store: &SqliteStore, number: u128) {
         agents,
         quarantined,
         commands: Vec::new(),
+        counts: Default::default(),
     };
     store.commit(commit).await.unwrap();
 }

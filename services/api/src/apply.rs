@@ -8,9 +8,10 @@ use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
-use muster_domain::ids::check_name;
+use muster_domain::ids::{Tenant, check_name};
 use muster_domain::intent::{Action, Intent, IntentChange, Made, ObjectRef, Outcome, plan};
-use muster_domain::manifest::{self, Document};
+use muster_domain::manifest::{self, Document, Manifest};
+use muster_domain::selector::AgentSelector;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 use utoipa::{IntoParams, ToSchema};
@@ -21,6 +22,9 @@ use crate::change::{ATTEMPTS, made, moved, unchanged_since, write};
 use crate::impact::{self, Impact};
 use crate::problem::{ApiError, Problem};
 use crate::{MAX_BODY, Shared, diff};
+
+/// Agent ids of a strategy that are looked up for warnings.
+const MAX_CHECKED: usize = 100;
 
 /// How to apply.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -51,6 +55,8 @@ pub(crate) struct Applied {
     revision: u64,
     /// What happened to each object.
     results: Vec<OutcomeView>,
+    /// Ids of the rollouts that this began; in a dry run none.
+    rollouts: Vec<String>,
     /// Whether nothing was written: it is what would happen.
     dry_run: bool,
     /// What it does to agents.
@@ -101,11 +107,12 @@ pub(crate) async fn apply(
             unchanged_since(&shared, &caller, &intent, &objects(&documents), revision).await?;
         }
         let mut change = planned(&intent, &documents, &query, &made)?;
-        let impact = impact::of(&shared, &caller.tenant, &intent, &change).await?;
+        let mut impact = impact::of(&shared, &caller.tenant, &intent, &change).await?;
+        impact.warnings.extend(warnings(&shared, &caller.tenant, &documents).await);
         if query.dry_run {
             let results = change.outcomes.iter().map(|outcome| view(outcome, Some((&intent, &change))));
             let (results, revision) = (results.collect(), intent.revision.0);
-            return Ok(Json(Applied { revision, results, dry_run: true, impact }));
+            return Ok(Json(Applied { revision, results, rollouts: Vec::new(), dry_run: true, impact }));
         }
         if let Some(first) = impact.errors.first() {
             if !query.force {
@@ -116,7 +123,8 @@ pub(crate) async fn apply(
         }
         let Some(revision) = write(&shared, &caller, "apply", &intent, &mut change).await? else { continue };
         let results = change.outcomes.iter().map(|outcome| view(outcome, None)).collect();
-        return Ok(Json(Applied { revision: revision.0, results, dry_run: false, impact }));
+        let rollouts = change.new_rollouts.iter().map(|rollout| rollout.id.to_string()).collect();
+        return Ok(Json(Applied { revision: revision.0, results, rollouts, dry_run: false, impact }));
     }
     Err(moved())
 }
@@ -205,6 +213,32 @@ pub(crate) fn documents(text: &str) -> Result<Vec<Document>, ApiError> {
     Ok(documents)
 }
 
+/// Channels that a strategy may name and that nobody listens to, and agents that it names and nobody knows.
+async fn warnings(shared: &Shared, tenant: &Tenant, documents: &[Document]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for document in documents {
+        let Manifest::RolloutStrategy(manifest) = &document.manifest else { continue };
+        let name = &manifest.name;
+        let unknown = manifest.strategy.notify.iter();
+        let unknown = unknown.filter(|channel| !shared.settings.channels.contains(*channel));
+        warnings.extend(unknown.map(|channel| {
+            format!("RolloutStrategy {name:?}: no channel {channel:?} is configured: nobody is told there (notifications)")
+        }));
+        let targets = manifest.strategy.target.iter().flat_map(|target| &target.agent_ids);
+        for id in targets.take(MAX_CHECKED) {
+            let selector = AgentSelector { agent_ids: [id.clone()].into(), ..AgentSelector::default() };
+            // What cannot be looked up now is not warned of: the manifests are applied.
+            let found = shared.engines.fleet.page(tenant, &selector, None, 1).await;
+            if found.is_ok_and(|found| found.is_empty()) {
+                warnings.push(format!(
+                    "RolloutStrategy {name:?}: no agent {id:?} is known: an agent id is an instance_uid, or the label `name` of an agent"
+                ));
+            }
+        }
+    }
+    warnings
+}
+
 fn view(outcome: &Outcome, planned: Option<(&Intent, &IntentChange)>) -> OutcomeView {
     OutcomeView {
         kind: outcome.kind.clone(),
@@ -218,6 +252,9 @@ fn view(outcome: &Outcome, planned: Option<(&Intent, &IntentChange)>) -> Outcome
 /// What changes in an object's manifest.
 fn difference(outcome: &Outcome, intent: &Intent, change: &IntentChange) -> String {
     let name = format!("{}/{}", outcome.kind, outcome.name);
+    if outcome.kind == "RolloutStrategy" {
+        return String::new();
+    }
     let old = match outcome.kind.as_str() {
         "ConfigTemplate" => intent.template(&outcome.name, None).map(|latest| latest.source.clone()),
         _ => intent.assignments.get(&outcome.name).map(|assignment| assignment.manifest()),

@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 use muster_domain::audit::Entry;
 use muster_domain::ids::{IntentRevision, Timestamp};
 use muster_domain::intent::{Intent, IntentChange, MAX_MESSAGE, Made, ObjectRef, TemplateRevision};
+use muster_domain::rollout::create::{Origin, stage_change};
 use muster_ports::store::IntentError;
 use serde_json::json;
 use tracing::info;
+use uuid::Uuid;
 
 use crate::Shared;
 use crate::caller::Caller;
@@ -43,6 +45,10 @@ pub(crate) async fn write(
     change: &mut IntentChange,
 ) -> Result<Option<IntentRevision>, ApiError> {
     let tenant = &caller.tenant;
+    let now = (shared.engines.clock)();
+    let origin = Origin { actor: caller.actor.clone(), approval_required: shared.settings.approval_required };
+    (change.rollouts, change.new_rollouts) = Default::default();
+    stage_change(intent, change, &origin, now, Uuid::now_v7);
     change.audit = Some(entry(caller, operation, intent, change, (shared.engines.clock)()));
     match shared.engines.intent.change(tenant, change).await {
         Ok(revision) => {
@@ -68,11 +74,14 @@ fn entry(caller: &Caller, operation: &str, intent: &Intent, change: &IntentChang
     let templates: Vec<_> = change.templates.iter().map(template).collect();
     let targets = assignments.iter().map(|name| format!("assignments/{name}"));
     let templated = change.templates.iter().map(|template| &template.name).chain(&change.removed_templates);
+    let strategies = change.strategies.iter().map(|strategy| format!("strategies/{}", strategy.name));
+    let targets = targets.chain(strategies);
     let target: Vec<_> = templated.map(|name| format!("configs/{name}")).chain(targets).collect();
     let deleted: Vec<_> = change.removed_assignments.iter().chain(&change.removed_templates).collect();
     caller.entry(operation, target.join(" "), now).with_states(
         json!({"revision": intent.revision.0, "assignments": before}).to_string(),
-        json!({"templates": templates, "assignments": change.assignments, "deleted": deleted}).to_string(),
+        json!({"templates": templates, "assignments": change.assignments, "strategies": change.strategies, "deleted": deleted})
+            .to_string(),
     )
 }
 

@@ -14,7 +14,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::stream::{self, Stream};
-use muster_domain::ids::{InstanceUid, Timestamp};
+use muster_domain::ids::{InstanceUid, RolloutId, Timestamp};
 use muster_ports::bus::{Subject, Subscription};
 use muster_proto::Message;
 use muster_proto::bus::agent_event::Event as Told;
@@ -38,7 +38,7 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Publishers whose numbers are remembered.
 const MAX_PUBLISHERS: usize = 1000;
 /// Kinds of events.
-const KINDS: [&str; 11] = [
+const KINDS: [&str; 12] = [
     "connected",
     "disconnected",
     "unreachable",
@@ -50,6 +50,7 @@ const KINDS: [&str; 11] = [
     "drifted",
     "drift_ended",
     "custom_message",
+    "rollout",
 ];
 
 /// Cancelled when the process stops: streams end then.
@@ -62,7 +63,7 @@ pub(crate) struct Stopping(pub(crate) CancellationToken);
 pub(crate) struct EventsQuery {
     /// Kinds of events, with commas between; all by default: `connected`, `disconnected`,
     /// `unreachable`, `reachable`, `health`,
-    /// `config_applied`, `config_failed`, `config_not_sent`, `drifted`, `drift_ended`, `custom_message`.
+    /// `config_applied`, `config_failed`, `config_not_sent`, `drifted`, `drift_ended`, `custom_message`, `rollout`.
     kinds: Option<String>,
     /// Only events of the agent with this instance_uid.
     agent: Option<String>,
@@ -234,6 +235,20 @@ fn view(event: AgentEvent) -> Option<(&'static str, Vec<u8>, Value)> {
                 Err(_) => more["data_base64"] = STANDARD.encode(&message.data).into(),
             }
             ("custom_message", more)
+        }
+        Told::Rollout(moved) => {
+            let id = RolloutId::try_from(moved.rollout_id.as_ref()).ok()?;
+            let data = json!({
+                "kind": "rollout",
+                "rollout": id.to_string(),
+                "assignment": moved.assignment,
+                "state": moved.state,
+                "stage": moved.stage,
+                "actor": moved.actor,
+                "reason": moved.reason,
+                "at": rfc3339(Timestamp(event.at_us)),
+            });
+            return Some(("rollout", Vec::new(), data));
         }
     };
     let uid = InstanceUid::try_from(event.instance_uid.as_ref()).ok()?;

@@ -68,8 +68,10 @@ pub(crate) async fn of(
     before: &Intent,
     change: &IntentChange,
 ) -> Result<Impact, ApiError> {
-    let after = before.with(change);
+    let mut after = before.with(change);
     let names = affected(before, &after, change);
+    // What agents get in the end, whatever stages it takes until then.
+    after.rollouts.retain(|name, _| !names.contains(name));
     let changed: BTreeSet<String> = change.assignments.iter().map(|found| found.name.clone()).collect();
     let mut scan = Scan {
         old: Planner::new(before),

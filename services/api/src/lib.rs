@@ -25,11 +25,14 @@ mod listener;
 mod problem;
 mod removal;
 mod retry;
+mod rollouts;
+mod strategies;
 mod system;
 mod tenants;
 mod tokens;
 mod views;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +47,7 @@ use muster_ports::access::AccessStore;
 use muster_ports::bus::{Bus, Subject};
 use muster_ports::credentials::CredentialStore;
 use muster_ports::ownership::Ownership;
+use muster_ports::rollouts::RolloutStore;
 use muster_ports::store::{CommandStore, ComponentStore, FleetStore, IntentStore};
 use muster_ports::{Clock, Random};
 use muster_tls::Listener;
@@ -81,6 +85,10 @@ pub struct Settings {
     pub rules: Rules,
     /// How agents' keys are made.
     pub keys: KeySettings,
+    /// Changes that roll out by a strategy wait for another person's approval.
+    pub approval_required: bool,
+    /// Channels of notifications that are configured.
+    pub channels: BTreeSet<String>,
 }
 
 /// The engines that an api works on.
@@ -92,6 +100,8 @@ pub struct Engines {
     pub fleet: Arc<dyn FleetStore>,
     /// Components that agents can be configured with.
     pub components: Arc<dyn ComponentStore>,
+    /// Changes on their way to agents.
+    pub rollouts: Arc<dyn RolloutStore>,
     /// Orders to agents.
     pub commands: Arc<dyn CommandStore>,
     /// Who may do what: tenants, tokens, the audit log.
@@ -141,6 +151,7 @@ impl Shared {
         (name = "configuration", description = "Templates, assignments, and applying manifests."),
         (name = "access", description = "Tokens, tenants and the audit log."),
         (name = "keys", description = "How agents show who they are."),
+        (name = "rollouts", description = "Changes that reach agents in stages."),
         (name = "system", description = "Health of this process.")
     )
 )]
@@ -229,6 +240,17 @@ fn api_routes() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(keys::revoke))
         .routes(routes!(keys::rotate))
         .routes(routes!(keys::revoke_named))
+        .routes(routes!(strategies::list))
+        .routes(routes!(strategies::get))
+        .routes(routes!(rollouts::list))
+        .routes(routes!(rollouts::get))
+        .routes(routes!(rollouts::agents))
+        .routes(routes!(rollouts::approve))
+        .routes(routes!(rollouts::pause))
+        .routes(routes!(rollouts::resume))
+        .routes(routes!(rollouts::promote))
+        .routes(routes!(rollouts::abort))
+        .routes(routes!(rollouts::rollback))
 }
 
 /// `/health`, `/ready` and `/metrics`, for a process without the api role.

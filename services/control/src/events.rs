@@ -8,12 +8,14 @@ use std::sync::{Arc, PoisonError};
 
 use muster_domain::agent::AgentEvent as Event;
 use muster_domain::ids::{AgentKey, Tenant, Timestamp};
+use muster_domain::rollout::{Rollout, Transition};
 use muster_ports::bus::Subject;
 use muster_proto::Message;
 use muster_proto::bus::agent_event::Event as Told;
 use muster_proto::bus::{
     AgentConfigApplied, AgentConfigFailed, AgentConnected, AgentDisconnected, AgentDriftEnded, AgentDrifted,
-    AgentEvent, AgentEvents, AgentHealth, AgentMessage, AgentReachable, AgentUnreachable, Unsent,
+    AgentEvent, AgentEvents, AgentHealth, AgentMessage, AgentReachable, AgentUnreachable, RolloutMoved,
+    Unsent,
 };
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -71,6 +73,24 @@ impl Events {
                 let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
                 *lost.entry(tenant.clone()).or_default() += count;
             }
+        }
+    }
+
+    /// Leaves what happened to a rollout. Never waits.
+    pub(crate) fn tell_rollout(&self, tenant: &Tenant, rollout: &Rollout, transition: &Transition) {
+        let moved = RolloutMoved {
+            rollout_id: rollout.id.as_bytes().to_vec().into(),
+            assignment: rollout.assignment.clone(),
+            state: transition.state.name().to_owned(),
+            stage: transition.stage as u64,
+            actor: transition.actor.clone(),
+            reason: cut(&transition.reason),
+        };
+        let event =
+            AgentEvent { at_us: transition.at.0, event: Some(Told::Rollout(moved)), ..AgentEvent::default() };
+        if self.queue.try_send((tenant.clone(), vec![event])).is_err() {
+            let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+            *lost.entry(tenant.clone()).or_default() += 1;
         }
     }
 

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use muster_domain::desired::Planner;
 use muster_domain::ids::{IntentRevision, Tenant};
 use muster_domain::intent::Intent;
+use muster_domain::rollout::Rollout;
 use muster_ports::EngineError;
 use muster_ports::bus::{Subject, Subscription};
 use muster_ports::floors::{self, Floors};
@@ -64,6 +65,13 @@ impl Intents {
     pub(crate) fn planner(&self, tenant: &Tenant) -> Arc<Planner> {
         let planners = self.planners.load();
         planners.get(tenant).cloned().unwrap_or_else(|| Arc::new(Planner::new(&Intent::default())))
+    }
+
+    /// Whether an assignment still has a strategy, as far as the intent of the rollout or a later one was read.
+    pub(crate) fn is_staged(&self, tenant: &Tenant, rollout: &Rollout) -> bool {
+        let planners = self.planners.load();
+        let planner = planners.get(tenant).filter(|planner| planner.revision() >= rollout.revision);
+        planner.is_none_or(|planner| planner.is_staged(&rollout.assignment))
     }
 
     /// Reads the intents that changed, and tells every worker if any did.

@@ -211,6 +211,8 @@ mod tests {
             components: store.clone(),
             intent: store.clone(),
             commands: store.clone(),
+            rollouts: store.clone(),
+            fleet: store.clone(),
             clock: Arc::new(|| Timestamp(1)),
             random: Random::new(|| 1),
             spawner: Spawner::new(|task| drop(tokio::spawn(task))),
@@ -260,6 +262,7 @@ mod tests {
                 agents: Vec::new(),
                 quarantined: Vec::new(),
                 commands: Vec::new(),
+                counts: Default::default(),
             };
             self.store.commit(commit).await.unwrap();
         }

@@ -17,6 +17,7 @@ mod offers;
 mod outages;
 mod polls;
 mod requests;
+mod rollouts;
 mod split;
 mod trace;
 mod worker;
@@ -32,7 +33,8 @@ use muster_ports::bus::{Bus, Subject};
 use muster_ports::kv::KeyValue;
 use muster_ports::log::Log;
 use muster_ports::polls::Polls;
-use muster_ports::store::{CommandStore, ComponentStore, FoldStore, IntentStore};
+use muster_ports::rollouts::RolloutStore;
+use muster_ports::store::{CommandStore, ComponentStore, FleetStore, FoldStore, IntentStore};
 use muster_ports::{Clock, EngineError, Random, Spawner};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -103,6 +105,10 @@ pub struct Engines {
     pub components: Arc<dyn ComponentStore>,
     /// What operators want.
     pub intent: Arc<dyn IntentStore>,
+    /// Changes on their way to agents.
+    pub rollouts: Arc<dyn RolloutStore>,
+    /// The fleet, for choosing the agents of a stage.
+    pub fleet: Arc<dyn FleetStore>,
     /// Orders of operators.
     pub commands: Arc<dyn CommandStore>,
     /// The time.
@@ -135,6 +141,7 @@ struct Shared {
     room: blobs::Room,
     bodies: blobs::Bodies,
     contests: contests::Contests,
+    rollouts: rollouts::Rollouts,
 }
 
 impl Shared {
@@ -151,6 +158,7 @@ impl Shared {
             room: blobs::Room::default(),
             bodies: blobs::Bodies::default(),
             contests: contests::Contests::default(),
+            rollouts: rollouts::Rollouts::default(),
         }
     }
 
@@ -190,6 +198,7 @@ pub async fn run(
     shared.spawn(&tasks, intents::watch(Arc::clone(&shared), wake, stop.clone()));
     shared.spawn(&tasks, events::publish(Arc::clone(&shared), stop.clone()));
     shared.spawn(&tasks, requests::serve(Arc::clone(&shared), requests, stop.clone()));
+    shared.spawn(&tasks, rollouts::run(Arc::clone(&shared), stop.clone()));
     shared.spawn(&tasks, janitor::run(Arc::clone(&shared), stop.clone()));
     info!(%cell, control = %shared.settings.id, "control is running");
     tasks.close();

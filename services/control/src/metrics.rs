@@ -24,6 +24,7 @@ pub struct Metrics {
     pub(crate) drifts: IntCounterVec,
     pub(crate) sessions_ended: IntCounterVec,
     pub(crate) silences: IntCounter,
+    pub(crate) rollouts: IntCounterVec,
 }
 
 impl Metrics {
@@ -84,6 +85,11 @@ impl Metrics {
             silences: counter(
                 "muster_control_silences_total",
                 "Agents that fell silent on a connection that is open.",
+            )?,
+            rollouts: family(
+                "muster_control_rollouts_total",
+                "Transitions of rollouts, by the state that they led to.",
+                "state",
             )?,
             partitions: gauge("muster_control_partitions", "Partitions that this control works on.")?,
             polling_agents: gauge(

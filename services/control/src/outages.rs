@@ -17,6 +17,8 @@ pub(crate) struct Outages {
     pub(crate) members: Seldom,
     /// Lists of components are not stored or looked up.
     pub(crate) components: Seldom,
+    /// Rollouts are not looked at.
+    pub(crate) rollouts: Seldom,
     /// Deliveries are not sent.
     pub(crate) deliveries: Seldom,
     /// Blobs are not removed.

@@ -8,8 +8,10 @@ pub(crate) mod batch;
 pub(crate) mod commands;
 mod components;
 mod epoch;
+mod news;
 mod read;
 mod silent;
+pub(crate) mod standings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,7 +20,8 @@ use std::time::Duration;
 use muster_domain::agent::EndReason;
 use muster_domain::ids::{AgentKey, Incarnation, IntentRevision, MessageId, Partition, Tenant, Timestamp};
 use muster_ports::EngineError;
-use muster_ports::log::{LogEntry, LogReader, Position};
+use muster_ports::log::{LogEntry, Position};
+use muster_ports::rollouts::PartitionCounts;
 use muster_ports::store::{Commit, CommitError, PartitionRow, StoredAgent};
 use muster_proto::Message;
 use muster_proto::bus::GatewayLease;
@@ -32,6 +35,7 @@ use crate::polls::Polls;
 use crate::trace::Folding;
 use crate::worker::batch::{Batch, Happened};
 use crate::worker::components::Lists;
+use crate::worker::news::{News, next_news};
 use crate::worker::read::{Bad, Part};
 use crate::{Shared, decode, intents::Planners, offers};
 
@@ -82,6 +86,20 @@ struct Worker<'a> {
     lists: Lists,
     /// Commands that are queued for its agents.
     commands: commands::Waiting,
+    /// Where its agents stand in rollouts, as it is stored.
+    counts: PartitionCounts,
+}
+
+impl From<CommitError> for Restart {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::Engine(error) => Self::Engine(error),
+            CommitError::Rejected { reason } => Self::Rejected(reason),
+            CommitError::RowMoved | CommitError::IntentMoved(_) | CommitError::CommandMoved(_) => {
+                Self::RowMoved
+            }
+        }
+    }
 }
 
 /// Works on a partition until `stop`.
@@ -122,6 +140,8 @@ async fn work(
     stop: &CancellationToken,
 ) -> Result<(), Restart> {
     let row = shared.engines.fold.partition(&shared.settings.cell, partition).await?;
+    // Read after the row: if they are newer than it, the first commit is refused.
+    let counts = shared.engines.rollouts.partition_counts(&shared.settings.cell, partition).await?;
     let mut worker = Worker {
         shared,
         partition,
@@ -137,6 +157,7 @@ async fn work(
         stop,
         lists: Lists::default(),
         commands: commands::Waiting::default(),
+        counts,
     };
     worker.verify_epoch().await?;
     let mut reader = loop {
@@ -213,33 +234,6 @@ async fn work(
     Ok(())
 }
 
-/// What a worker waits for.
-enum News {
-    Entries(Result<Vec<LogEntry>, EngineError>),
-    Intent,
-}
-
-async fn next_news(
-    reader: &mut dyn LogReader,
-    changed: &mut Watcher,
-    intent_first: bool,
-    max: usize,
-) -> News {
-    if intent_first {
-        tokio::select! {
-            biased;
-            () = changed.changed() => News::Intent,
-            entries = reader.next(max) => News::Entries(entries),
-        }
-    } else {
-        tokio::select! {
-            biased;
-            entries = reader.next(max) => News::Entries(entries),
-            () = changed.changed() => News::Intent,
-        }
-    }
-}
-
 impl Worker<'_> {
     fn now(&self) -> Timestamp {
         (self.shared.engines.clock)()
@@ -260,6 +254,7 @@ impl Worker<'_> {
             agents,
             quarantined: Vec::new(),
             commands: Vec::new(),
+            counts: BTreeMap::new(),
         }
     }
 
@@ -398,8 +393,10 @@ impl Worker<'_> {
             return Ok(true);
         }
         self.lists.store(self.shared, &decided.lists).await;
+        let counts = standings::counted(&self.counts, decided.moves);
         let commit = Commit {
             quarantined: decided.quarantined,
+            counts: counts.clone(),
             ..self.commit(progress, decided.decided_on, decided.writes)
         };
         match self.write(commit).await {
@@ -409,10 +406,9 @@ impl Worker<'_> {
                 self.shared.intents.refresh(self.shared).await?;
                 return Ok(false);
             }
-            Err(CommitError::RowMoved | CommitError::CommandMoved(_)) => return Err(Restart::RowMoved),
-            Err(CommitError::Rejected { reason }) => return Err(Restart::Rejected(reason)),
-            Err(CommitError::Engine(error)) => return Err(Restart::Engine(error)),
+            Err(error) => return Err(error.into()),
         }
+        self.take_counts(counts);
         self.schedule(&decided.waiting);
         for stored in decided.stored {
             self.polls.note(&stored.agent);
@@ -517,6 +513,7 @@ impl Worker<'_> {
             }
             after = Some(last);
         }
+        self.note_looked_at(&moved).await?;
         self.looked_at.extend(moved);
         Ok(())
     }

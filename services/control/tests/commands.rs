@@ -186,6 +186,8 @@ impl Cluster {
             fold,
             intent: self.store.clone(),
             commands: self.store.clone(),
+            rollouts: self.store.clone(),
+            fleet: self.store.clone(),
             components: self.store.clone(),
             clock: Arc::new(now),
             random: Random::new(|| Uuid::now_v7().as_u64_pair().1),

@@ -99,6 +99,8 @@ impl Rig {
             polls: Arc::new(MemoryOwnership::new()),
             fold: store.clone(),
             commands: store.clone(),
+            rollouts: store.clone(),
+            fleet: store.clone(),
             components: store.clone(),
             intent: store.clone(),
             clock: Arc::new(|| Timestamp(1_000_000)),

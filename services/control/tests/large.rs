@@ -122,6 +122,8 @@ impl Cluster {
             components: self.store.clone(),
             intent: self.store.clone(),
             commands: self.store.clone(),
+            rollouts: self.store.clone(),
+            fleet: self.store.clone(),
             clock: Arc::new(move || Timestamp(clock.fetch_add(1, Ordering::Relaxed))),
             random: Random::new(|| Uuid::now_v7().as_u64_pair().1),
             spawner: Spawner::new(|task| drop(tokio::spawn(task))),

@@ -80,6 +80,8 @@ impl Cluster {
             polls: ownership.clone(),
             components: store.clone(),
             commands: store.clone(),
+            rollouts: store.clone(),
+            fleet: store.clone(),
             fold: store.clone(),
             intent: store.clone(),
             clock: Arc::new(move || Timestamp(now.load(Ordering::SeqCst))),

@@ -100,6 +100,7 @@ const READERS: &[Role] = &Role::ALL;
 const OPERATORS: &[Role] = &[Role::Operator, Role::Admin, Role::System];
 
 const ADMINS: &[Role] = &[Role::Admin, Role::System];
+const APPROVERS: &[Role] = &[Role::Approver, Role::Admin, Role::System];
 
 const fn public(id: &'static str, about: &'static str) -> Operation {
     Operation { id, about, roles: READERS, is_public: true, is_change: false }
@@ -119,6 +120,10 @@ const fn system(id: &'static str, about: &'static str, is_change: bool) -> Opera
 
 const fn operate(id: &'static str, about: &'static str) -> Operation {
     Operation { id, about, roles: OPERATORS, is_public: false, is_change: true }
+}
+
+const fn approve(id: &'static str, about: &'static str) -> Operation {
+    Operation { id, about, roles: APPROVERS, is_public: false, is_change: true }
 }
 
 /// The table: every operation of the API.
@@ -163,6 +168,17 @@ pub const OPERATIONS: &[Operation] = &[
     administer("revokeKey", "revoke a key of agents", true),
     administer("rotateKey", "replace a key of agents", true),
     administer("revokeCredential", "revoke agents' tokens or certificates by name", true),
+    read("listStrategies", "list rollout strategies"),
+    read("getStrategy", "show a rollout strategy"),
+    read("listRollouts", "list rollouts"),
+    read("getRollout", "show a rollout"),
+    read("listRolloutAgents", "list the agents that a rollout has admitted"),
+    approve("approveRollout", "let a rollout begin"),
+    operate("pauseRollout", "send nothing more of a rollout"),
+    operate("resumeRollout", "go on with a rollout"),
+    operate("promoteRollout", "go to a rollout's next stage"),
+    operate("abortRollout", "end a rollout where it stands"),
+    operate("rollBackRollout", "give agents back what they had before a rollout"),
     public("health", "whether the process is alive"),
     public("ready", "whether the process can serve"),
     public("metrics", "the process's metrics, which name no tenant"),

@@ -1,5 +1,6 @@
 //! The state of one agent, and how one entry of the log changes it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -7,12 +8,14 @@ use serde::{Deserialize, Serialize};
 use crate::capabilities::AgentCapabilities;
 use crate::drift::{Baseline, Drift, DriftKind, Settling};
 use crate::ids::{
-    AgentKey, Claim, ConfigHash, Digest, GatewayId, Incarnation, IntentRevision, SessionId, Tenant, Timestamp,
+    AgentKey, Claim, ConfigHash, Digest, GatewayId, Incarnation, IntentRevision, RolloutId, SessionId,
+    Tenant, Timestamp,
 };
 use crate::report::{
     AvailableComponents, ComponentsKey, ConfigMap, ConfigStatus, CustomMessage, Description, Health,
     RemoteConfigStatus, Report, config_map_digest,
 };
+use crate::rollout::standing::Track;
 
 /// Everything known of an agent but its labels (intent) and the text of its effective config.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,6 +89,12 @@ pub struct AgentState {
     /// Revision of the intent at which an operator last asked for another try, as far as that was done.
     #[serde(default)]
     pub retried: IntentRevision,
+    /// Where it stands in rollouts that are under way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rollouts: Vec<Track>,
+    /// Rollouts whose change the agent has reported, of those that agents may have.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub holding: BTreeSet<RolloutId>,
 }
 
 /// Changes of a remote config's status that are kept.

@@ -178,6 +178,11 @@ uuid_type!(
     PollId,
     "poll id"
 );
+uuid_type!(
+    /// A change on its way to agents in stages. A UUIDv7: later ones come after earlier ones.
+    RolloutId,
+    "rollout id"
+);
 
 uuid_type!(
     /// A token of the API. A UUIDv7: later ones come after earlier ones.

@@ -14,7 +14,10 @@ use uuid::Uuid;
 
 use crate::audit::Entry;
 use crate::ids::{Digest, InstanceUid, IntentRevision, Timestamp};
-use crate::manifest::{AssignmentManifest, Document, Manifest, ManifestError, TemplateManifest};
+use crate::manifest::{
+    AssignmentManifest, Document, Manifest, ManifestError, StrategyManifest, TemplateManifest,
+};
+use crate::rollout::{Rollout, Staged, Step, StoredStrategy};
 use crate::selector::AgentSelector;
 use crate::template::{CompiledTemplate, TypedValue, Variable, check_typed_values, check_values};
 
@@ -36,6 +39,10 @@ pub struct Intent {
     /// The revision at which another try of a failed config was last asked for, by agent. The oldest ones
     /// are forgotten: agents have been decided on since.
     pub retries: BTreeMap<InstanceUid, IntentRevision>,
+    /// Rollout strategies by name.
+    pub strategies: BTreeMap<String, StoredStrategy>,
+    /// The latest rollout of each assignment that had one, by the assignment's name.
+    pub rollouts: BTreeMap<String, Staged>,
     /// Who owns an object: the source that may prune it. Objects that nobody owns are not here.
     pub owners: BTreeMap<ObjectRef, String>,
 }
@@ -92,6 +99,9 @@ pub struct Assignment {
     pub priority: i32,
     /// Name of the file made from the template's `config`; the template's name where absent.
     pub file: Option<String>,
+    /// Name of the strategy by which changes of template, values and file reach agents; none: all at once.
+    #[serde(default)]
+    pub strategy: Option<String>,
     /// What its agents run once it is deleted.
     pub on_removal: OnRemoval,
     /// When it was deleted so that its agents keep what it gave. It is for nobody else from then on: not
@@ -224,6 +234,12 @@ pub struct IntentChange {
     pub templates: Vec<TemplateRevision>,
     /// New and changed assignments.
     pub assignments: Vec<Assignment>,
+    /// New and changed strategies.
+    pub strategies: Vec<StoredStrategy>,
+    /// Rollouts that begin. The store gives each the revision of the change.
+    pub new_rollouts: Vec<Rollout>,
+    /// Rollouts that this supersedes; refused if one has moved.
+    pub rollouts: Vec<Step>,
     /// Assignments that are deleted.
     pub removed_assignments: BTreeSet<String>,
     /// Templates that are deleted, with all their versions.
@@ -251,6 +267,9 @@ impl IntentChange {
             && self.removed_templates.is_empty()
             && self.owners.is_empty()
             && self.retries.is_empty()
+            && self.strategies.is_empty()
+            && self.new_rollouts.is_empty()
+            && self.rollouts.is_empty()
     }
 
     /// The change as this author makes it.
@@ -303,6 +322,13 @@ pub fn plan(
                 }
                 Err(problems) => errors.extend(problems),
             }
+        }
+    }
+    for document in documents {
+        if let Manifest::RolloutStrategy(manifest) = &document.manifest {
+            let (outcome, stored) = plan_strategy(&mut after, manifest, now);
+            change.outcomes.push(outcome);
+            change.strategies.extend(stored);
         }
     }
     for document in documents {
@@ -401,6 +427,34 @@ fn template_digest(compiled: &CompiledTemplate) -> Digest {
     Digest::of_parts([b"muster-template-v1".as_slice(), &text])
 }
 
+/// What a strategy manifest changes. Rollouts that have begun keep the strategy of before.
+fn plan_strategy(
+    after: &mut Intent,
+    manifest: &StrategyManifest,
+    now: Timestamp,
+) -> (Outcome, Option<StoredStrategy>) {
+    let outcome = |action| Outcome {
+        kind: "RolloutStrategy".to_owned(),
+        name: manifest.name.clone(),
+        version: None,
+        action,
+        manifest: Some(manifest.source.clone()),
+    };
+    let known = after.strategies.get(&manifest.name);
+    if known.is_some_and(|known| known.strategy == manifest.strategy) {
+        return (outcome(Action::Unchanged), None);
+    }
+    let action = if known.is_some() { Action::Configured } else { Action::Created };
+    let stored = StoredStrategy {
+        name: manifest.name.clone(),
+        strategy: manifest.strategy.clone(),
+        created_at: known.map_or(now, |known| known.created_at),
+        updated_at: now,
+    };
+    after.strategies.insert(manifest.name.clone(), stored.clone());
+    (outcome(action), Some(stored))
+}
+
 fn plan_assignment(
     after: &mut Intent,
     manifest: &AssignmentManifest,
@@ -436,6 +490,14 @@ fn plan_assignment(
     let values = check_values(&revision.compiled.variables, &manifest.values).map_err(|problems| {
         problems.into_iter().map(|problem| problem.at(document.span)).collect::<Vec<_>>()
     })?;
+    if let Some(name) = &manifest.strategy
+        && !after.strategies.contains_key(name)
+    {
+        return Err(problem(
+            "spec.rollout.strategy",
+            format!("there is no strategy {name:?}: apply it first, or in the same file"),
+        ));
+    }
     let assignment = Assignment {
         name: manifest.name.clone(),
         template: reference.name.clone(),
@@ -446,6 +508,7 @@ fn plan_assignment(
         file: manifest.file.clone(),
         on_removal: manifest.on_removal,
         retired_at: None,
+        strategy: manifest.strategy.clone(),
         created_at: now,
         updated_at: now,
     };

@@ -24,6 +24,7 @@ pub mod preflight;
 mod recent;
 pub mod reconcile;
 pub mod report;
+pub mod rollout;
 pub mod selector;
 pub mod sequence;
 pub mod template;

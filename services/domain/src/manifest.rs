@@ -3,6 +3,7 @@
 
 mod assignment;
 mod reader;
+mod strategy;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ use std::fmt;
 
 use crate::ids;
 use crate::intent::OnRemoval;
+use crate::rollout;
 use crate::selector::AgentSelector;
 use crate::template::{CompiledTemplate, GivenValues, Problem, TemplateSpec, compile};
 use crate::yaml::{Span, YamlDocument, brief, did_you_mean, parse_documents};
@@ -22,7 +24,7 @@ use reader::{Errors, Fields};
 pub const API_VERSION: &str = "opamp.io/v1";
 
 /// The kinds of manifests.
-pub const KINDS: [&str; 2] = ["ConfigTemplate", "ConfigAssignment"];
+pub const KINDS: [&str; 3] = ["ConfigTemplate", "ConfigAssignment", "RolloutStrategy"];
 
 /// Something wrong in a manifest. Shown as `line L, column C: FIELD: MESSAGE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +75,8 @@ pub enum Manifest {
     ConfigTemplate(TemplateManifest),
     /// `kind: ConfigAssignment`.
     ConfigAssignment(AssignmentManifest),
+    /// `kind: RolloutStrategy`.
+    RolloutStrategy(StrategyManifest),
 }
 
 impl Manifest {
@@ -81,6 +85,7 @@ impl Manifest {
         match self {
             Self::ConfigTemplate(_) => "ConfigTemplate",
             Self::ConfigAssignment(_) => "ConfigAssignment",
+            Self::RolloutStrategy(_) => "RolloutStrategy",
         }
     }
 
@@ -89,6 +94,7 @@ impl Manifest {
         match self {
             Self::ConfigTemplate(manifest) => &manifest.name,
             Self::ConfigAssignment(manifest) => &manifest.name,
+            Self::RolloutStrategy(manifest) => &manifest.name,
         }
     }
 
@@ -96,7 +102,7 @@ impl Manifest {
     pub fn version(&self) -> Option<&str> {
         match self {
             Self::ConfigTemplate(manifest) => manifest.version.as_deref(),
-            Self::ConfigAssignment(_) => None,
+            Self::ConfigAssignment(_) | Self::RolloutStrategy(_) => None,
         }
     }
 }
@@ -142,6 +148,19 @@ pub struct AssignmentManifest {
     pub file: Option<String>,
     /// `spec.on_removal`: what its agents run once it is deleted.
     pub on_removal: OnRemoval,
+    /// `spec.rollout.strategy`: name of the strategy by which changes reach agents.
+    pub strategy: Option<String>,
+}
+
+/// How changes reach agents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StrategyManifest {
+    /// `metadata.name`.
+    pub name: String,
+    /// `spec`.
+    pub strategy: rollout::Strategy,
+    /// The document's own text.
+    pub source: String,
 }
 
 /// Names a version of a template.
@@ -212,7 +231,14 @@ fn read(document: &YamlDocument<'_>, errors: &mut Errors) -> Option<Manifest> {
         node.map(|node| errors.strings(node, &format!("metadata.{map}")));
     }
     let spec = root.required("spec", errors)?;
-    if kind == "ConfigTemplate" {
+    if kind == "RolloutStrategy" {
+        let strategy = strategy::read(spec, errors)?;
+        Some(Manifest::RolloutStrategy(StrategyManifest {
+            name: name?,
+            strategy,
+            source: document.source.to_owned(),
+        }))
+    } else if kind == "ConfigTemplate" {
         let spec = template::read(spec, errors)?;
         Some(Manifest::ConfigTemplate(TemplateManifest {
             name: name?,

@@ -215,6 +215,8 @@ impl Server {
                 fold: as_fold(store),
                 components: as_components(store),
                 intent: as_intent(store),
+                rollouts: as_rollouts(store),
+                fleet: as_fleet(store),
                 commands: as_commands(store),
                 clock: clock.clone(),
                 random: system_random(),
@@ -246,6 +248,8 @@ impl Server {
                     tenant: TENANT.parse().context("tenant")?,
                     rules: rules(&config.auth),
                     keys: keys(config),
+                    approval_required: config.policies.config_update.approval_required,
+                    channels: BTreeSet::new(),
                 };
                 let engines = muster_api::Engines {
                     intent: as_intent(store),
@@ -254,6 +258,7 @@ impl Server {
                     commands: as_commands(store),
                     access: Arc::clone(store) as _,
                     people: people::of(&config.oidc)?.map(Arc::new),
+                    rollouts: as_rollouts(store),
                     ownership: Arc::clone(&engines.ownership),
                     bus: Arc::clone(&engines.bus),
                     credentials: Arc::clone(store) as _,
@@ -372,6 +377,10 @@ fn as_fleet(store: &Arc<dyn ServerStore>) -> Arc<dyn muster_ports::store::FleetS
 }
 
 fn as_components(store: &Arc<dyn ServerStore>) -> Arc<dyn muster_ports::store::ComponentStore> {
+    Arc::clone(store) as _
+}
+
+fn as_rollouts(store: &Arc<dyn ServerStore>) -> Arc<dyn muster_ports::rollouts::RolloutStore> {
     Arc::clone(store) as _
 }
 

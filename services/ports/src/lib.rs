@@ -15,6 +15,7 @@ pub mod kv;
 pub mod log;
 pub mod ownership;
 pub mod polls;
+pub mod rollouts;
 pub mod seldom;
 pub mod store;
 pub mod trace;

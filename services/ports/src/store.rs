@@ -26,6 +26,7 @@ use uuid::Uuid;
 use crate::EngineError;
 use crate::access::AccessStore;
 use crate::log::Position;
+use crate::rollouts::{PartitionCounts, RolloutStore};
 
 /// How far a partition of the log is folded, and by which generation of its worker's writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +101,9 @@ pub struct Commit {
     /// Commands that are settled by this, each at most once: they must still be queued. So what is sent
     /// after the commit has left the queue before.
     pub commands: Vec<SettledCommand>,
+    /// Where the partition's agents stand in rollouts, of those where that has changed. Like everything of a
+    /// partition it has one writer, so that these are written as they are.
+    pub counts: PartitionCounts,
 }
 
 /// What becomes of a queued command.
@@ -355,11 +359,25 @@ pub trait RecoveryStore: Send + Sync {
 
 /// A store in all its aspects.
 pub trait Store:
-    FoldStore + IntentStore + FleetStore + ComponentStore + CommandStore + RecoveryStore + AccessStore
+    FoldStore
+    + IntentStore
+    + FleetStore
+    + ComponentStore
+    + CommandStore
+    + RolloutStore
+    + RecoveryStore
+    + AccessStore
 {
 }
 
 impl<T> Store for T where
-    T: FoldStore + IntentStore + FleetStore + ComponentStore + CommandStore + RecoveryStore + AccessStore
+    T: FoldStore
+        + IntentStore
+        + FleetStore
+        + ComponentStore
+        + CommandStore
+        + RolloutStore
+        + RecoveryStore
+        + AccessStore
 {
 }

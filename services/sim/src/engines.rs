@@ -109,6 +109,8 @@ impl Wire {
             intent: store,
             // What has no history under simulation yet is not disturbed either.
             commands: self.world.engines().store.clone(),
+            rollouts: self.world.engines().store.clone(),
+            fleet: self.world.engines().store.clone(),
             components: self.world.engines().store.clone(),
             clock: self.clock(),
             random: self.random(),

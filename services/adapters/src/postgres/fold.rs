@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::commands::settle;
 use super::error::{failed, refused};
+use super::rollouts::write_counts;
 use super::rows::{Reading, limit, select_agents, signed, stored_agents};
 use super::write::{Keys, quarantine, write_agents, write_configs, write_sessions};
 use super::{INTENT_LOCKS, PostgresStore, call, intent_lock};
@@ -145,6 +146,7 @@ async fn write(connection: &mut PgConnection, commit: &Commit) -> Result<Partiti
     write_configs(&mut transaction, commit).await?;
     quarantine(&mut transaction, commit).await?;
     settle(&mut transaction, &commit.commands).await?;
+    write_counts(&mut transaction, commit).await?;
     transaction.commit().await.map_err(refused("partitions"))?;
     Ok(row)
 }

@@ -19,6 +19,7 @@ use sqlx::{Connection as _, PgConnection, query};
 
 use super::audit::append;
 use super::error::failed;
+use super::rollouts::{read_rollouts, write_rollouts};
 use super::rows::{Reading, limit, signed, to_json};
 use super::{INTENT_LOCKS, PostgresStore, call, changes, intent_lock};
 
@@ -35,6 +36,8 @@ struct AssignmentSpec {
     on_removal: OnRemoval,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     retired_at: Option<Timestamp>,
+    #[serde(default)]
+    strategy: Option<String>,
 }
 
 #[async_trait]
@@ -137,6 +140,7 @@ async fn read(connection: &mut PgConnection, tenant: &Tenant) -> Result<Intent, 
         let uid = InstanceUid(reading.get("uid")?);
         intent.retries.insert(uid, IntentRevision(reading.unsigned("revision")?));
     }
+    read_rollouts(&mut transaction, tenant, &mut intent).await?;
     transaction.commit().await.map_err(failed("intents"))?;
     Ok(intent)
 }
@@ -160,13 +164,14 @@ async fn write(
     append(&mut transaction, tenant, change.audit.as_ref()).await?;
     changes::own(&mut transaction, tenant, change).await?;
     changes::remember(&mut transaction, tenant, change.record(revision)).await?;
+    write_rollouts(&mut transaction, tenant, change, revision).await?;
     transaction.commit().await.map_err(failed("intents"))?;
     Ok(revision)
 }
 
 /// Waits until no commit and no other change is about this tenant, and keeps it so until the
 /// transaction ends. A statement of its own: only the ones after it see what those have written.
-async fn lock(connection: &mut PgConnection, tenant: &Tenant) -> Result<(), EngineError> {
+pub(super) async fn lock(connection: &mut PgConnection, tenant: &Tenant) -> Result<(), EngineError> {
     query("SELECT pg_advisory_xact_lock($1, $2)")
         .bind(INTENT_LOCKS)
         .bind(intent_lock(tenant))
@@ -190,7 +195,7 @@ async fn present_revision(
     Ok(IntentRevision(revision.unwrap_or(0)))
 }
 
-async fn raise_revision(
+pub(super) async fn raise_revision(
     connection: &mut PgConnection,
     tenant: &Tenant,
 ) -> Result<IntentRevision, EngineError> {
@@ -340,10 +345,28 @@ async fn write_assignments(
     }
     let spec = |assignment: &Assignment| {
         let Assignment {
-            template, version, values, selector, priority, file, on_removal, retired_at, ..
+            template,
+            version,
+            values,
+            selector,
+            priority,
+            file,
+            on_removal,
+            retired_at,
+            strategy,
+            ..
         } = assignment.clone();
-        let spec =
-            AssignmentSpec { template, version, values, selector, priority, file, on_removal, retired_at };
+        let spec = AssignmentSpec {
+            template,
+            version,
+            values,
+            selector,
+            priority,
+            file,
+            on_removal,
+            retired_at,
+            strategy,
+        };
         to_json("assignments", &spec)
     };
     query(
@@ -366,8 +389,17 @@ async fn write_assignments(
 fn assignment(row: &PgRow, tenant: &Tenant) -> Result<Assignment, EngineError> {
     let name: String = Reading::new(row, "assignments").get("name")?;
     let reading = Reading::new(row, &format!("assignments, {tenant}:{name}"));
-    let AssignmentSpec { template, version, values, selector, priority, file, on_removal, retired_at } =
-        reading.json("spec")?;
+    let AssignmentSpec {
+        template,
+        version,
+        values,
+        selector,
+        priority,
+        file,
+        on_removal,
+        retired_at,
+        strategy,
+    } = reading.json("spec")?;
     Ok(Assignment {
         name,
         template,
@@ -378,6 +410,7 @@ fn assignment(row: &PgRow, tenant: &Tenant) -> Result<Assignment, EngineError> {
         file,
         on_removal,
         retired_at,
+        strategy,
         created_at: Timestamp(reading.unsigned("created_at")?),
         updated_at: Timestamp(reading.unsigned("updated_at")?),
     })

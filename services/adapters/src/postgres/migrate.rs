@@ -20,6 +20,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (6, "liveness", include_str!("../../migrations/postgres/0006_liveness.sql")),
     (7, "history", include_str!("../../migrations/postgres/0007_history.sql")),
     (8, "credentials", include_str!("../../migrations/postgres/0008_credentials.sql")),
+    (9, "rollouts", include_str!("../../migrations/postgres/0009_rollouts.sql")),
 ];
 
 impl PostgresStore {

@@ -14,6 +14,7 @@ use super::SqliteStore;
 use super::commands::settle;
 use super::error::failed;
 use super::intent::present_revision;
+use super::rollouts::write_counts;
 use super::rows::{Reading, limit, select_agents, signed, stored_agent, to_json};
 use super::write::{Home, write_agents};
 
@@ -124,9 +125,9 @@ impl FoldStore for SqliteStore {
         if moved.rows_affected() == 0 {
             return Err(CommitError::RowMoved);
         }
-        for (tenant, revision) in commit.decided_on {
-            if present_revision(&mut transaction, &tenant).await? != revision {
-                return Err(CommitError::IntentMoved(tenant));
+        for (tenant, revision) in &commit.decided_on {
+            if present_revision(&mut transaction, tenant).await? != *revision {
+                return Err(CommitError::IntentMoved(tenant.clone()));
             }
         }
         let home = Home { cell: &commit.cell, partition: commit.partition };
@@ -135,6 +136,7 @@ impl FoldStore for SqliteStore {
             quarantine(&mut transaction, &home, epoch, entry).await?;
         }
         settle(&mut transaction, &commit.commands).await?;
+        write_counts(&mut transaction, &commit).await?;
         transaction.commit().await.map_err(failed("partitions"))?;
         Ok(PartitionRow { epoch, position, message, generation })
     }

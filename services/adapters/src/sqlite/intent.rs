@@ -19,6 +19,7 @@ use sqlx::{SqliteConnection, query};
 
 use super::audit::append;
 use super::error::failed;
+use super::rollouts::{read_rollouts, write_rollouts};
 use super::rows::{Reading, limit, signed, to_json};
 use super::{SqliteStore, changes};
 
@@ -35,6 +36,8 @@ struct AssignmentSpec {
     on_removal: OnRemoval,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     retired_at: Option<Timestamp>,
+    #[serde(default)]
+    strategy: Option<String>,
 }
 
 #[async_trait]
@@ -96,6 +99,7 @@ impl IntentStore for SqliteStore {
             let reading = Reading::new(row, "retries");
             intent.retries.insert(reading.id("uid")?, IntentRevision(reading.unsigned("revision")?));
         }
+        read_rollouts(&mut transaction, tenant, &mut intent).await?;
         transaction.commit().await.map_err(failed("intents"))?;
         Ok(intent)
     }
@@ -123,6 +127,7 @@ impl IntentStore for SqliteStore {
         append(&mut transaction, tenant, change.audit.as_ref()).await?;
         changes::own(&mut transaction, tenant, change).await?;
         changes::remember(&mut transaction, tenant, change.record(revision)).await?;
+        write_rollouts(&mut transaction, tenant, change, revision).await?;
         transaction.commit().await.map_err(failed("intents"))?;
         Ok(revision)
     }
@@ -256,7 +261,7 @@ pub(super) async fn present_revision(
     Ok(IntentRevision(revision.unwrap_or(0)))
 }
 
-async fn raise_revision(
+pub(super) async fn raise_revision(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
 ) -> Result<IntentRevision, EngineError> {
@@ -271,7 +276,7 @@ async fn raise_revision(
     Ok(IntentRevision(Reading::new(&raised, "intents").unsigned("revision")?))
 }
 
-async fn raise_floor(
+pub(super) async fn raise_floor(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
     assignment: &str,
@@ -337,9 +342,20 @@ async fn write_assignment(
     tenant: &Tenant,
     assignment: &Assignment,
 ) -> Result<(), EngineError> {
-    let Assignment { name, template, version, values, selector, priority, file, .. } = assignment.clone();
+    let Assignment { name, template, version, values, selector, priority, file, strategy, .. } =
+        assignment.clone();
     let Assignment { on_removal, retired_at, created_at, updated_at, .. } = *assignment;
-    let spec = AssignmentSpec { template, version, values, selector, priority, file, on_removal, retired_at };
+    let spec = AssignmentSpec {
+        template,
+        version,
+        values,
+        selector,
+        priority,
+        file,
+        on_removal,
+        retired_at,
+        strategy,
+    };
     query(
         "INSERT OR REPLACE INTO assignments (tenant, name, spec, created_at, updated_at) \
          VALUES ($1, $2, $3, $4, $5)",
@@ -358,8 +374,17 @@ async fn write_assignment(
 fn assignment(row: &SqliteRow, tenant: &Tenant) -> Result<Assignment, EngineError> {
     let name: String = Reading::new(row, "assignments").get("name")?;
     let reading = Reading::new(row, &format!("assignments, {tenant}:{name}"));
-    let AssignmentSpec { template, version, values, selector, priority, file, on_removal, retired_at } =
-        reading.json("spec")?;
+    let AssignmentSpec {
+        template,
+        version,
+        values,
+        selector,
+        priority,
+        file,
+        on_removal,
+        retired_at,
+        strategy,
+    } = reading.json("spec")?;
     Ok(Assignment {
         name,
         template,
@@ -370,6 +395,7 @@ fn assignment(row: &SqliteRow, tenant: &Tenant) -> Result<Assignment, EngineErro
         file,
         on_removal,
         retired_at,
+        strategy,
         created_at: Timestamp(reading.unsigned("created_at")?),
         updated_at: Timestamp(reading.unsigned("updated_at")?),
     })

@@ -32,6 +32,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (6, "liveness", include_str!("../../migrations/sqlite/0006_liveness.sql")),
     (7, "history", include_str!("../../migrations/sqlite/0007_history.sql")),
     (8, "credentials", include_str!("../../migrations/sqlite/0008_credentials.sql")),
+    (9, "rollouts", include_str!("../../migrations/sqlite/0009_rollouts.sql")),
 ];
 
 impl SqliteStore {

@@ -140,6 +140,7 @@ fn change(planned_on: u64) -> IntentChange {
         file: None,
         on_removal: OnRemoval::default(),
         retired_at: None,
+        strategy: None,
         created_at: Timestamp(1),
         updated_at: Timestamp(1),
     };

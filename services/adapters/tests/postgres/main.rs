@@ -80,6 +80,7 @@ fn commit(partition: Partition, row: PartitionRow, agents: Vec<AgentWrite>) -> C
         agents,
         quarantined: Vec::new(),
         commands: Vec::new(),
+        counts: BTreeMap::new(),
     }
 }
 

@@ -19,14 +19,13 @@ fn expected(operation: &str) -> Expected {
     match operation {
         "getAgent" | "labelAgent" | "retryAgent" | "commandAgent" | "getCommand" | "getConfig"
         | "getAssignment" | "revokeToken" | "listConfigVersions" | "diffConfigVersions" | "deleteConfig"
-        | "deleteAssignment" | "explainAgent" | "previewConfig" | "getKey" | "revokeKey" | "rotateKey" => {
-            Expected::NotThere
-        }
+        | "deleteAssignment" | "explainAgent" | "previewConfig" | "getKey" | "revokeKey" | "rotateKey"
+        | "getStrategy" | "getRollout" | "listRolloutAgents" | "approveRollout" | "pauseRollout"
+        | "resumeRollout" | "promoteRollout" | "abortRollout" | "rollBackRollout" => Expected::NotThere,
         "listAgents" | "commandAgents" | "listAgentCommands" | "listCommands" | "watchEvents" | "apply"
         | "listConfigs" | "listAssignments" | "whoAmI" | "listTokens" | "createToken" | "revokeAccount"
-        | "listAudit" | "diffManifests" | "listChanges" | "createKey" | "listKeys" | "revokeCredential" => {
-            Expected::OwnOnly
-        }
+        | "listAudit" | "diffManifests" | "listChanges" | "createKey" | "listKeys" | "revokeCredential"
+        | "listStrategies" | "listRollouts" => Expected::OwnOnly,
         "listTenants" | "getTenant" | "createTenant" | "limitTenant" | "removeTenant" => Expected::Denied,
         "health" | "ready" | "metrics" => Expected::Public,
         other => panic!("what is answered to {other} for another tenant's ids? say it here"),
@@ -43,6 +42,8 @@ async fn everything(rig: &Rig, owned: &Owned) -> Vec<String> {
         format!("/api/v1/agents/{uid}/commands"),
         "/api/v1/configs".to_owned(),
         "/api/v1/assignments".to_owned(),
+        "/api/v1/strategies".to_owned(),
+        "/api/v1/rollouts".to_owned(),
         "/api/v1/tokens".to_owned(),
         "/api/v1/keys".to_owned(),
         "/api/v1/audit".to_owned(),

@@ -45,6 +45,13 @@ metadata: {name: NAME-assignment}
 spec:
   template: {name: NAME-template}
   selector: {matchLabels: {team: NAME-team}}
+  rollout: {strategy: NAME-strategy}
+---
+apiVersion: opamp.io/v1
+kind: RolloutStrategy
+metadata: {name: NAME-strategy}
+spec:
+  stages: [{name: all, percentage: 100}]
 ";
 
 /// An api on engines in memory.
@@ -104,6 +111,7 @@ impl Rig {
             fleet: store.clone(),
             components: store.clone(),
             commands: store.clone(),
+            rollouts: store.clone(),
             access: store.clone(),
             people: None,
             ownership: Arc::new(MemoryOwnership::default()),
@@ -113,7 +121,14 @@ impl Rig {
             random: Random::new(rand::random),
         };
         let keys = KeySettings::default();
-        let settings = Settings { cell: "default".parse().unwrap(), tenant: tenant("default"), rules, keys };
+        let settings = Settings {
+            cell: "default".parse().unwrap(),
+            tenant: tenant("default"),
+            rules,
+            keys,
+            approval_required: false,
+            channels: Default::default(),
+        };
         let router = muster_api::router(settings, engines, Readiness::default(), prometheus::Registry::new());
         Self { router, store, clock }
     }
@@ -144,18 +159,26 @@ impl Rig {
             }],
             quarantined: Vec::new(),
             commands: Vec::new(),
+            counts: Default::default(),
         };
         self.store.commit(commit).await.unwrap();
         let mut tokens = BTreeMap::new();
         for role in Role::ALL {
             tokens.insert(role, self.token(name, &format!("{name}-{role}"), role, 3600).await);
         }
-        let mut owned =
-            Owned { name: name.to_owned(), uid: key.uid, tokens, command: String::new(), key: String::new() };
+        let mut owned = Owned {
+            name: name.to_owned(),
+            uid: key.uid,
+            tokens,
+            command: String::new(),
+            key: String::new(),
+            rollout: String::new(),
+        };
         let admin = owned.tokens[&Role::Admin].0.clone();
         let manifests = MANIFESTS.replace("NAME", name);
         let applied = self.call(Some(&admin), Method::POST, "/api/v1/apply", Some(manifests)).await;
         assert_eq!(applied.status, StatusCode::OK, "{applied:?}");
+        owned.rollout = applied.json()["rollouts"][0].as_str().unwrap().to_owned();
         let labels = json!({"team": format!("{name}-team")}).to_string();
         let path = format!("/api/v1/agents/{}/labels", owned.uid);
         let labelled = self.call(Some(&admin), Method::PATCH, &path, Some(labels)).await;
@@ -241,6 +264,8 @@ struct Owned {
     command: String,
     /// Id of a key of agents.
     key: String,
+    /// Id of a rollout.
+    rollout: String,
 }
 
 impl Owned {
@@ -253,6 +278,8 @@ impl Owned {
 fn requests(of: &Owned) -> BTreeMap<&'static str, (Method, String, Option<String>)> {
     let (name, uid, command) = (&of.name, of.uid, &of.command);
     let agent = format!("/api/v1/agents/{uid}");
+    let rollout = format!("/api/v1/rollouts/{}", of.rollout);
+    let ask = |command: &str| (Method::POST, format!("{rollout}/{command}"), None);
     let token = of.tokens[&Role::Viewer].1;
     let restart = json!({"action": "restart"});
     let selected = json!({"selector": format!("team={name}-team"), "dry_run": true, "command": restart});
@@ -282,6 +309,17 @@ fn requests(of: &Owned) -> BTreeMap<&'static str, (Method, String, Option<String
         ("previewConfig", (Method::POST, format!("{agent}/preview"), Some(String::new()))),
         ("listAssignments", get("/api/v1/assignments".to_owned())),
         ("getAssignment", get(format!("/api/v1/assignments/{name}-assignment"))),
+        ("listStrategies", get("/api/v1/strategies".to_owned())),
+        ("getStrategy", get(format!("/api/v1/strategies/{name}-strategy"))),
+        ("listRollouts", get("/api/v1/rollouts".to_owned())),
+        ("getRollout", get(rollout.clone())),
+        ("listRolloutAgents", get(format!("{rollout}/agents"))),
+        ("approveRollout", ask("approve")),
+        ("pauseRollout", ask("pause")),
+        ("resumeRollout", ask("resume")),
+        ("promoteRollout", ask("promote")),
+        ("abortRollout", ask("abort")),
+        ("rollBackRollout", ask("rollback")),
         ("whoAmI", get("/api/v1/whoami".to_owned())),
         ("listTokens", get("/api/v1/tokens".to_owned())),
         (

@@ -12,6 +12,7 @@ use muster_domain::ids::{
 use muster_domain::intent::Intent;
 use muster_domain::reconcile::{Decision, Why, reconcile_agent};
 use muster_domain::report::{Components, ComponentsKey};
+use muster_domain::rollout::follow::follow;
 use muster_ports::log::LogEntry;
 use muster_ports::store::{AgentWrite, Quarantined, StoredAgent};
 use tracing::{debug, info, warn};
@@ -21,6 +22,7 @@ use crate::intents::Planners;
 use crate::mail::Route;
 use crate::offers::Outgoing;
 use crate::worker::components::Source;
+use crate::worker::standings::Moves;
 
 /// Agents that a transaction touches.
 pub(crate) struct Batch {
@@ -70,6 +72,8 @@ pub(crate) struct Decided {
     pub(crate) begun: Vec<(AgentKey, Route)>,
     /// When agents are to be looked at again.
     pub(crate) waiting: BTreeMap<AgentKey, Option<Timestamp>>,
+    /// Where agents stand in rollouts, as far as that changes.
+    pub(crate) moves: Moves,
     /// Sessions to close.
     pub(crate) superseded: Vec<(AgentKey, Session)>,
     /// Sessions to be claimed anew.
@@ -205,7 +209,8 @@ impl Decided {
         {
             self.told_components.push((id, (key.clone(), Route::from(session))));
         }
-        let (config, held) = match planner.desired(&agent, &labels) {
+        let decision = planner.decide(&agent, &labels);
+        let (config, held) = match decision.desired.clone() {
             Desired::Nothing => (None, None),
             Desired::Held { reason } => (None, Some(reason)),
             Desired::Config(config) => (Some(config), None),
@@ -225,7 +230,11 @@ impl Decided {
             Decision::Nothing(Why::AwaitingReport(due) | Why::LeavesItAgain(due)) => Some(due),
             Decision::Nothing(_) => None,
         };
-        self.waiting.insert(key.clone(), due);
+        let followed = follow(&mut agent, &decision, planner, now);
+        folded.state_changed |= followed.changed;
+        let moved = |(rollout, before, after)| (key.tenant.clone(), rollout, before, after);
+        self.moves.extend(followed.moves.into_iter().map(moved));
+        self.waiting.insert(key.clone(), due.into_iter().chain(followed.due).min());
         if folded.events.contains(&AgentEvent::Connected)
             && let Some(session) = agent.live_session().filter(|session| session.transport == Transport::Http)
         {

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{Desired, Labels, PlannedAssignment, PlannedFile, PlannedSlot, Planner};
+use super::{Decided, Desired, Labels, PlannedAssignment, PlannedFile, PlannedSlot, Planner};
 use crate::agent::Agent;
 use crate::ids::Digest;
-use crate::intent::Assignment;
 use crate::preflight::RenderedFile;
-use crate::template::{SlotSource, render};
+use crate::template::{SlotSource, TypedValue, render};
 
 /// Where the value of a placeholder comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,11 +22,9 @@ pub enum Origin {
 }
 
 impl Origin {
-    pub(super) fn of(source: &SlotSource, assignment: &Assignment) -> Self {
+    pub(super) fn of(source: &SlotSource, values: &BTreeMap<String, TypedValue>) -> Self {
         match source {
-            SlotSource::Variable(name) if assignment.values.contains_key(name) => {
-                Self::Assignment(name.clone())
-            }
+            SlotSource::Variable(name) if values.contains_key(name) => Self::Assignment(name.clone()),
             SlotSource::Variable(name) => Self::Default(name.clone()),
             SlotSource::AgentAttribute(key) => Self::Attribute(key.clone()),
             SlotSource::AgentLabel(key) => Self::Label(key.clone()),
@@ -113,26 +110,28 @@ pub struct ExplainedValue {
 impl Planner {
     /// Why this agent should run what [`Planner::desired`] says.
     pub fn explain(&self, agent: &Agent, labels: &Labels) -> Explanation {
+        let (Decided { desired, .. }, thaw) = self.decide_thawed(agent, labels);
+        let matching = self.assignments.iter().filter(|assignment| assignment.is_for(agent, labels));
         let matching: Vec<_> =
-            self.assignments.iter().filter(|assignment| assignment.is_for(agent, labels)).collect();
+            matching.filter_map(|of| Some((of, of.layer(agent, labels, thaw, &mut false)?))).collect();
         let mut files: BTreeMap<&str, Vec<(&PlannedFile, &PlannedAssignment)>> = BTreeMap::new();
-        for assignment in &matching {
-            for file in &assignment.files {
+        for (assignment, layer) in &matching {
+            for file in &layer.files {
                 files.entry(&file.name).or_default().push((file, *assignment));
             }
         }
-        let assignments = matching.iter().map(|assignment| ExplainedAssignment {
+        let assignments = matching.iter().map(|(assignment, layer)| ExplainedAssignment {
             name: assignment.name.clone(),
             priority: assignment.priority,
-            template: assignment.template.clone(),
-            version: assignment.version.clone(),
+            template: layer.template.clone(),
+            version: layer.version.clone(),
             follows: assignment.follows,
             retired: assignment.retired_at.is_some(),
         });
         Explanation {
             assignments: assignments.collect(),
             files: files.values().filter_map(|givers| self.file(givers, agent, labels)).collect(),
-            desired: self.desired(agent, labels),
+            desired,
         }
     }
 
@@ -174,7 +173,8 @@ impl Planner {
             let text = render(self.body(&file.digest)?, &texts.collect::<Option<Vec<_>>>()?);
             Some(RenderedFile { name: file.name.clone(), content_type: file.content_type.clone(), text })
         };
-        Some(assignment.files.iter().filter_map(file).collect())
+        // The latest that it gives, whoever gets it by now.
+        Some(assignment.layers.first()?.files.iter().filter_map(file).collect())
     }
 
     /// The rendered files of an agent's config, by name: file name, content type and text.

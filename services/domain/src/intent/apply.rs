@@ -34,6 +34,9 @@ impl Intent {
                 None => self.owners.remove(object),
             };
         }
+        for strategy in &change.strategies {
+            self.strategies.insert(strategy.name.clone(), strategy.clone());
+        }
         self.revision.0 += 1;
         for assignment in &change.floors {
             self.floors.insert(assignment.clone(), self.revision);

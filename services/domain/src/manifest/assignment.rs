@@ -1,6 +1,6 @@
 //! `kind: ConfigAssignment`.
 
-use super::reader::{Errors, Fields, text};
+use super::reader::{Errors, Fields, join, text};
 use super::{AssignmentManifest, TemplateRef, name, version};
 use crate::intent::OnRemoval;
 use crate::selector::{AgentSelector, Condition, MAX_AGENT_IDS, Requirement, Selector, agent_id};
@@ -15,7 +15,10 @@ pub(super) fn read(node: &Node, own_name: Option<String>, errors: &mut Errors) -
     let values = fields.get("values").map(|node| values(node, errors));
     let values = values.unwrap_or(GivenValues { entries: Vec::new(), span: node.span });
     let selector = match fields.get("selector") {
-        Some(node) => selector(node, errors),
+        Some(node) => {
+            let known = ["matchLabels", "matchExpressions", "agent_ids"];
+            selector(node, "spec.selector", &known, errors)
+        }
         None => {
             errors.push(node.span, "spec.selector", "is missing: add it; `selector: {}` matches every agent");
             None
@@ -24,9 +27,7 @@ pub(super) fn read(node: &Node, own_name: Option<String>, errors: &mut Errors) -
     let priority = priority(&fields, errors);
     let file = file(&fields, errors);
     let on_removal = on_removal(&fields, errors);
-    if let Some(node) = fields.get("rollout") {
-        rollout(node, errors);
-    }
+    let strategy = fields.get("rollout").and_then(|node| rollout(node, errors));
     Some(AssignmentManifest {
         name: own_name?,
         template: template?,
@@ -35,6 +36,7 @@ pub(super) fn read(node: &Node, own_name: Option<String>, errors: &mut Errors) -
         priority,
         file,
         on_removal,
+        strategy,
     })
 }
 
@@ -85,51 +87,58 @@ fn on_removal(fields: &Fields<'_>, errors: &mut Errors) -> OnRemoval {
     found.unwrap_or_default()
 }
 
-fn rollout(node: &Node, errors: &mut Errors) {
-    let Some(fields) = errors.fields(node, "spec.rollout", &["strategy"]) else { return };
-    if fields.get("strategy").is_some() {
-        errors.push(node.span, "spec.rollout", "rollout strategies are not available yet: remove `rollout`");
-    }
+/// The name of the strategy by which changes roll out.
+fn rollout(node: &Node, errors: &mut Errors) -> Option<String> {
+    let fields = errors.fields(node, "spec.rollout", &["strategy"])?;
+    fields.get("strategy")?;
+    name(&fields, "strategy", errors)
 }
 
-fn selector(node: &Node, errors: &mut Errors) -> Option<AgentSelector> {
-    let fields = errors.fields(node, "spec.selector", &["matchLabels", "matchExpressions", "agent_ids"])?;
+/// Reads a selector with these fields: labels, under whichever name, expressions and ids.
+pub(super) fn selector(
+    node: &Node,
+    path: &str,
+    known: &[&str; 3],
+    errors: &mut Errors,
+) -> Option<AgentSelector> {
+    let fields = errors.fields(node, path, known)?;
+    let [labels, expressions, ids] = known.map(|field| (field, join(path, field)));
     let mut requirements = Vec::new();
-    if let Some(node) = fields.get("matchLabels") {
-        let labels = errors.strings(node, "spec.selector.matchLabels");
-        refuse_empty(node, "spec.selector.matchLabels", errors);
-        for (key, value) in labels {
+    if let Some(node) = fields.get(labels.0) {
+        let found = errors.strings(node, &labels.1);
+        refuse_empty(node, &labels.1, errors);
+        for (key, value) in found {
             match Requirement::new(key.value, Condition::In(vec![value.to_owned()])) {
                 Ok(requirement) => requirements.push(requirement),
-                Err(error) => errors.push(key.span, "spec.selector.matchLabels", error.to_string()),
+                Err(error) => errors.push(key.span, &labels.1, error.to_string()),
             }
         }
     }
-    if let Some(node) = fields.get("matchExpressions") {
-        let items = errors.list(node, "spec.selector.matchExpressions");
-        refuse_empty(node, "spec.selector.matchExpressions", errors);
+    if let Some(node) = fields.get(expressions.0) {
+        let items = errors.list(node, &expressions.1);
+        refuse_empty(node, &expressions.1, errors);
         for (n, item) in items.iter().enumerate() {
-            requirements.extend(expression(item, &format!("spec.selector.matchExpressions[{n}]"), errors));
+            requirements.extend(expression(item, &format!("{}[{n}]", expressions.1), errors));
         }
     }
     let mut agent_ids = Vec::new();
-    if let Some(node) = fields.get("agent_ids") {
-        let ids = errors.string_list(node, "spec.selector.agent_ids");
-        refuse_empty(node, "spec.selector.agent_ids", errors);
-        if ids.len() > MAX_AGENT_IDS {
+    if let Some(node) = fields.get(ids.0) {
+        let found = errors.string_list(node, &ids.1);
+        refuse_empty(node, &ids.1, errors);
+        if found.len() > MAX_AGENT_IDS {
             let message = format!("has more than {MAX_AGENT_IDS} agent ids: select by a label");
-            errors.push(node.span, "spec.selector.agent_ids", message);
+            errors.push(node.span, &ids.1, message);
             return None;
         }
-        for id in ids {
+        for id in found {
             match agent_id(id.value) {
                 Ok(id) => agent_ids.push(id),
-                Err(error) => errors.push(id.span, "spec.selector.agent_ids", error.to_string()),
+                Err(error) => errors.push(id.span, &ids.1, error.to_string()),
             }
         }
     }
     let selector = Selector::new(requirements).and_then(|selector| AgentSelector::new(selector, agent_ids));
-    selector.map_err(|error| errors.push(node.span, "spec.selector", error.to_string())).ok()
+    selector.map_err(|error| errors.push(node.span, path, error.to_string())).ok()
 }
 
 /// Refuses an empty list or mapping, which would look like no agents and mean every agent.

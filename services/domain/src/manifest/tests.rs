@@ -260,8 +260,7 @@ line 24, column 15: metadata.labels.a: must be a string, this is an int \"1\": p
 line 26, column 3: spec.selector: is missing: add it; `selector: {}` matches every agent
 line 26, column 13: spec.template: must be a mapping, this is a string \"standard-collector\"
 line 27, column 13: spec.priority: must be a whole number from -2147483648 to 2147483647
-line 29, column 5: spec.rollout: rollout strategies are not available yet: remove `rollout`
-line 32, column 7: kind: \"ConfigAsignment\" is not known: write one of ConfigTemplate, ConfigAssignment; did you mean `ConfigAssignment`?
+line 32, column 7: kind: \"ConfigAsignment\" is not known: write one of ConfigTemplate, ConfigAssignment, RolloutStrategy; did you mean `ConfigAssignment`?
 line 33, column 1: status: there is no such field; the fields are apiVersion, kind, metadata, spec";
     assert_eq!(errors(text), expected);
 }

@@ -28,6 +28,9 @@ impl Assignment {
         if !self.on_removal.is_default() {
             spec.push(("on_removal", string(self.on_removal.name())));
         }
+        if let Some(strategy) = &self.strategy {
+            spec.push(("rollout", mapping(vec![("strategy", string(strategy))])));
+        }
         text(mapping(vec![
             ("apiVersion", string(API_VERSION)),
             ("kind", string("ConfigAssignment")),

@@ -55,6 +55,8 @@ pub struct DiffArgs {
 struct Applied {
     results: Vec<Outcome>,
     #[serde(default)]
+    rollouts: Vec<String>,
+    #[serde(default)]
     dry_run: bool,
     #[serde(default)]
     impact: Impact,
@@ -138,6 +140,10 @@ fn lines(applied: &Applied) -> String {
         clean(&format!("{object} {}", outcome.action)) + "\n" + &diff
     };
     let mut text: String = applied.results.iter().map(line).collect();
+    for id in &applied.rollouts {
+        let id = clean(id);
+        text.push_str(&format!("rollout/{id} begins: see `muster rollouts watch {id}`\n"));
+    }
     let impact = &applied.impact;
     for warning in &impact.warnings {
         text.push_str(&format!("warning: {}\n", clean(warning)));

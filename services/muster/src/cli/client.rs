@@ -70,6 +70,12 @@ pub enum CliError {
         /// Of so many.
         of: usize,
     },
+    /// A rollout that was watched to its end.
+    #[error("the rollout is {state}")]
+    Rollout {
+        /// Its state.
+        state: String,
+    },
     /// A stream that should go on for ever.
     #[error("Muster at {0} has ended the stream: it may be restarting")]
     Ended(String),

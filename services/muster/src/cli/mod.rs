@@ -13,6 +13,7 @@ mod help;
 mod keys;
 mod output;
 mod revisions;
+mod rollouts;
 mod sources;
 mod watch;
 
@@ -37,6 +38,7 @@ pub use help::with_roles;
 pub use keys::KeysCommand;
 pub use output::Format;
 pub use revisions::{DeleteArgs, PreviewArgs};
+pub use rollouts::{Asked, RolloutsCommand};
 pub use watch::WatchArgs;
 
 use client::Client;
@@ -115,6 +117,9 @@ pub enum ClientCommand {
     /// List, show, compare, preview and delete configuration templates.
     #[command(subcommand)]
     Configs(ConfigsCommand),
+    /// Watch and steer changes that reach agents in stages.
+    #[command(subcommand)]
+    Rollouts(RolloutsCommand),
     /// List, show and delete assignments: which agents get which template.
     #[command(subcommand)]
     Assignments(AssignmentsCommand),
@@ -203,6 +208,7 @@ pub async fn execute(
         ClientCommand::Changes => revisions::changes(None, &client, &mut printer).await,
         ClientCommand::Watch(args) => args.run(&client, &mut printer).await,
         ClientCommand::Configs(command) => command.run(&client, &mut printer).await,
+        ClientCommand::Rollouts(command) => command.run(&client, &mut printer).await,
         ClientCommand::Assignments(command) => command.run(&client, &mut printer).await,
         ClientCommand::Keys(command) => command.run(&client, &mut printer).await,
     }

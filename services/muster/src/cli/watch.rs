@@ -19,7 +19,7 @@ const MAX_EVENT: usize = 4 << 20;
 #[derive(Debug, Clone, Args)]
 pub struct WatchArgs {
     /// Only these kinds of events: connected, disconnected, unreachable, reachable, health,
-    /// config_applied, config_failed, config_not_sent, drifted, drift_ended, custom_message.
+    /// config_applied, config_failed, config_not_sent, drifted, drift_ended, custom_message, rollout.
     #[arg(long, value_name = "KIND,...")]
     kinds: Option<String>,
     /// Only events of this agent.
@@ -51,6 +51,10 @@ struct Happened {
     count: u64,
     size: u64,
     limit: u64,
+    rollout: String,
+    assignment: String,
+    state: String,
+    actor: String,
 }
 
 impl WatchArgs {
@@ -153,6 +157,13 @@ fn line(kind: &str, event: &Happened) -> String {
                 (None, None) => String::new(),
             };
             format!("{} {} {data}", event.capability, event.kind)
+        }
+        "rollout" => {
+            let id = or_dash(&event.rollout);
+            return clean(&format!(
+                "{}  {id}  rollout  {} {} by {}: {}",
+                event.at, event.assignment, event.state, event.actor, event.reason
+            ));
         }
         _ => String::new(),
     };

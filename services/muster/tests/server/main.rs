@@ -22,6 +22,7 @@ mod polling;
 mod quirks;
 mod reports;
 mod restart;
+mod rollouts;
 mod sequence;
 mod shared;
 mod tls;

@@ -10,6 +10,7 @@ mod history;
 mod intent;
 mod parts;
 mod recovery;
+mod rollouts;
 
 use crate::store::Store;
 
@@ -96,4 +97,11 @@ pub async fn all<S: Store>(make: impl AsyncFn() -> S) {
     recovery::everything_that_counts_is_lifted(&make().await).await;
     recovery::who_decided_before_writes_nothing(&make().await).await;
     recovery::another_cell_is_left_alone(&make().await).await;
+
+    rollouts::a_rollout_begins_with_its_change(&make().await).await;
+    rollouts::a_step_is_taken_once(&make().await).await;
+    rollouts::one_of_two_steps_wins(&make().await).await;
+    rollouts::a_step_that_moves_the_intent_fences_commits(&make().await).await;
+    rollouts::a_change_supersedes_what_has_not_moved(&make().await).await;
+    rollouts::counts_are_written_with_the_commit(&make().await).await;
 }

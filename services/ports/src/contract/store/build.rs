@@ -9,11 +9,13 @@ use muster_domain::capabilities::AgentCapabilities;
 use muster_domain::drift::{Baseline, Drift, DriftKind, Settling};
 use muster_domain::ids::{
     AgentKey, Cell, Claim, ConfigHash, Digest, GatewayId, Incarnation, InstanceUid, IntentRevision,
-    MessageId, Partition, SessionId, Tenant, Timestamp,
+    MessageId, Partition, RolloutId, SessionId, Tenant, Timestamp,
 };
 use muster_domain::report::{
     Attributes, ConfigFile, ConfigMap, ConfigStatus, Description, Health, RemoteConfigStatus,
 };
+use muster_domain::rollout::Standing;
+use muster_domain::rollout::standing::Track;
 use uuid::Uuid;
 
 use crate::log::Position;
@@ -160,6 +162,15 @@ fn rich_state() -> AgentState {
         retried: IntentRevision(u64::MAX),
         remote_config_history: vec![ConfigChange { at: NOW, status: failed }],
         available_components: Some(TEXT.to_owned()),
+        rollouts: vec![Track {
+            rollout: RolloutId(Uuid::from_u128(7)),
+            standing: Standing::UnhealthyBefore,
+            since: Some(NOW),
+            was_unhealthy: true,
+            exposed: true,
+            sent: true,
+        }],
+        holding: [RolloutId(Uuid::from_u128(8))].into(),
     }
 }
 
@@ -199,6 +210,7 @@ pub(super) fn commit(
         agents,
         quarantined: Vec::new(),
         commands: Vec::new(),
+        counts: BTreeMap::new(),
     }
 }
 

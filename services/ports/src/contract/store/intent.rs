@@ -94,6 +94,7 @@ fn assignment(name: &str, template: &str) -> Assignment {
         file: Some("collector.yaml".to_owned()),
         on_removal: OnRemoval::Keep,
         retired_at: Some(Timestamp(NOW.0 + 2)),
+        strategy: Some("canary".to_owned()),
         created_at: NOW,
         updated_at: Timestamp(NOW.0 + 1),
     }
@@ -141,9 +142,7 @@ pub(super) async fn a_change_raises_the_revision_by_one(store: &dyn Store) {
             ("other".to_owned(), vec![template("other", "1")]),
         ]),
         assignments: BTreeMap::from([("everyone".to_owned(), assignment("everyone", "t"))]),
-        floors: BTreeMap::new(),
-        retries: BTreeMap::new(),
-        owners: BTreeMap::new(),
+        ..Intent::default()
     };
     assert_eq!(store.intent(&tenant("default")).await.unwrap(), expected);
     let template_only = IntentChange {
