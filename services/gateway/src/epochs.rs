@@ -18,6 +18,9 @@ use crate::Shared;
 /// was before.
 const RECENT: Duration = Duration::from_secs(120);
 
+/// The epoch that every partition begins with: nothing was lost before it.
+const FIRST: u64 = 1;
+
 /// Epochs of the partitions.
 #[derive(Default)]
 pub(crate) struct Lives {
@@ -39,14 +42,14 @@ struct State {
 
 impl State {
     /// Takes what the bucket holds; the partitions whose epoch has risen. The first that is heard of one is
-    /// no rise, unless it has `agents` here already: what they said may be of a life of the log that the
-    /// bucket never had, or has lost.
+    /// no rise, unless it has `agents` here already and is not the partition's first of all: what they said
+    /// may be of a life of the log that the bucket never had, or has lost.
     fn take(&mut self, found: &Epochs, agents: &BTreeSet<Partition>, now: Instant) -> usize {
         let mut risen = 0;
         for partition in Partition::all() {
             let before = self.known.of(partition);
-            if self.known.raise(partition, found.of(partition)) && (before > 0 || agents.contains(&partition))
-            {
+            let is_loss = before > 0 || found.of(partition) > FIRST && agents.contains(&partition);
+            if self.known.raise(partition, found.of(partition)) && is_loss {
                 self.to_ask.insert(partition);
                 self.rose.insert(partition, now);
                 risen += 1;
@@ -120,7 +123,11 @@ mod tests {
         assert_eq!(risen, [0, 0, 0, 0, 0, 1, 0]);
         assert_eq!(state.to_ask, [partition].into());
         let mut state = State::default();
-        assert_eq!(state.take(&epochs(1), &[partition].into(), Instant::now()), 1, "agents came before it");
+        let here = BTreeSet::from([partition]);
+        assert_eq!(state.take(&epochs(1), &here, Instant::now()), 0, "nothing can have been lost before it");
+        assert_eq!(state.take(&epochs(2), &here, Instant::now()), 1);
+        let mut state = State::default();
+        assert_eq!(state.take(&epochs(2), &here, Instant::now()), 1, "agents came before it was told");
     }
 
     #[tokio::test(start_paused = true)]

@@ -97,9 +97,11 @@ async fn an_agent_whose_old_connection_is_dead_keeps_its_uid() {
     let uid = new_uid();
     let mut old = RawAgent::connect(&muster.opamp_url()).await;
     old.exchange(&first_report(uid, &[("team", "blue")])).await;
+    old.exchange(&heartbeat(uid, 1)).await;
+    old.exchange(&heartbeat(uid, 2)).await;
     // Nobody reads from the old connection any more: it does not answer the probe.
     let mut new = RawAgent::connect(&muster.opamp_url()).await;
-    let answer = new.exchange(&heartbeat(uid, 1)).await;
+    let answer = new.exchange(&heartbeat(uid, 3)).await;
     assert_eq!((answer.error_response.as_ref(), given(&answer), answer.flags), (None, None, 0), "in sync");
     assert_eq!(old.recv_close().await, 1008);
     agent_has(&muster, uid, "/connected", true).await;
@@ -138,8 +140,11 @@ async fn a_crowd_of_half_open_connections_is_settled_in_seconds_and_nobody_is_re
     let uids: Vec<Uuid> = (0..CROWD).map(|_| new_uid()).collect();
     let connect = async |uid: &Uuid, first: bool| {
         let mut agent = RawAgent::connect(&muster.opamp_url()).await;
-        let message = if first { first_report(*uid, &[("team", "red")]) } else { heartbeat(*uid, 1) };
-        let answer = agent.exchange(&message).await;
+        if first {
+            agent.exchange(&first_report(*uid, &[("team", "red")])).await;
+            agent.exchange(&heartbeat(*uid, 1)).await;
+        }
+        let answer = agent.exchange(&heartbeat(*uid, if first { 2 } else { 3 })).await;
         (agent, answer)
     };
     let old = join_all(uids.iter().map(|uid| connect(uid, true))).await;

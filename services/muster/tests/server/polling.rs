@@ -333,8 +333,9 @@ async fn a_websocket_takes_over_from_polls_and_is_not_taken_over() {
     let uid = new_uid();
     poller.exchange(&full_state(uid, 1, &[("team", "blue")])).await;
     agent_has(&muster, uid, "/session/transport", "http").await;
+    poller.exchange(&heartbeat(uid, 2)).await;
     let mut socket = RawAgent::connect(&muster.opamp_url()).await;
-    assert_eq!(socket.exchange(&heartbeat(uid, 2)).await.flags, 0, "the sequence goes on");
+    assert_eq!(socket.exchange(&heartbeat(uid, 3)).await.flags, 0, "the sequence goes on");
     agent_has(&muster, uid, "/session/transport", "websocket").await;
     assert_eq!(agent(&muster, uid).await["connected"], json!(true));
 

@@ -23,7 +23,8 @@ async fn opamp_go_reconnects_with_uid_number_and_capabilities_alone() {
     let uid = new_uid();
     let mut client = OpampGo::start(&muster.opamp_url(), uid, CAPABILITIES, &BLUE).await;
     client.report(healthy(true)).await;
-    agent_has(&muster, uid, "/healthy", true).await;
+    client.heartbeat().await;
+    agent_has(&muster, uid, "/sequence_num", 2).await;
     client.reconnect().await;
     assert_eq!(client.hear_within(QUIET).await, None, "nothing is to be asked for");
     client.report(healthy(false)).await;
@@ -352,6 +353,9 @@ async fn the_supervisor_takes_no_remote_config_unless_it_is_told_to() {
     })
     .await;
     assert_eq!(client.hear_within(QUIET).await, None, "it is never offered that");
+    client.heartbeat().await;
+    client.heartbeat().await;
+    agent_has(&muster, uid, "/sequence_num", 2).await;
     client.reconnect().await;
     assert_eq!(client.hear_within(QUIET).await, None);
     muster.assert_no_errors();
