@@ -358,7 +358,7 @@ async fn a_websocket_takes_over_from_polls_and_is_not_taken_over() {
     // Closed in order, the agent may poll.
     socket.close(1000).await;
     agent_has(&muster, uid, "/connected", false).await;
-    assert_eq!(poller.exchange(&health(uid, 3, false, "mine")).await.flags, 0);
+    assert_eq!(poller.exchange(&health(uid, 4, false, "mine")).await.flags, 0);
     agent_has(&muster, uid, "/health/last_error", "mine").await;
     muster.assert_no_errors();
 }
