@@ -6,6 +6,7 @@
 mod envelope;
 mod manifest;
 mod mutate;
+mod polls;
 mod selector;
 mod session;
 mod template;
@@ -13,6 +14,7 @@ mod template;
 pub use envelope::envelope;
 pub use manifest::manifest;
 pub use mutate::Mutator;
+pub use polls::polls;
 pub use selector::selector;
 pub use session::session;
 pub use template::template;
@@ -21,7 +23,8 @@ pub use template::template;
 pub type Target = fn(&[u8]);
 
 /// Every target by the name of its corpus.
-pub const TARGETS: [(&str, Target); 5] = [
+pub const TARGETS: [(&str, Target); 6] = [
+    ("polls", polls),
     ("session", session),
     ("envelope", envelope),
     ("manifest", manifest),

@@ -47,6 +47,11 @@ fn session() {
 }
 
 #[test]
+fn polls() {
+    run("polls");
+}
+
+#[test]
 fn envelope() {
     run("envelope");
 }
