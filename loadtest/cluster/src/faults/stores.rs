@@ -100,6 +100,8 @@ fn restore_backup(rig: &mut Rig) -> LocalBoxFuture<'_, Result<()>> {
         let said = rig.cluster.command("resync").await?;
         ensure!(said.contains("tenant default"), "resync lifted no intent: {said}");
         rig.forget_shown();
+        // Agents are claimed anew with the epoch: ownership does not hold on to what it had settled.
+        rig.forget_heartbeats();
         rig.offers.forget();
         rig.wanted = kept;
         rig.desired = kept_desired;
